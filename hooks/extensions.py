@@ -1,0 +1,102 @@
+"""What the template adds to Jinja: answers stay text, and a few filters.
+
+cookiecutter loads this module through `_extensions` in cookiecutter.json. Unlike a hook it is imported, so it may use
+Jinja, cookiecutter and the files beside it.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from cookiecutter.exceptions import FailedHookException
+from jinja2 import Environment
+from jinja2.ext import Extension
+
+from hooks.pre_gen_project import MAX_LENGTH, package_taken, problems, slug_taken
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for item in value:
+            yield from _strings(item)
+
+
+_TEXTS = frozenset(
+    [
+        text
+        for value in json.loads((ROOT / "cookiecutter.json").read_text(encoding="utf-8")).values()
+        for text in _strings(value)
+    ]
+    + [hook.read_text(encoding="utf-8") for hook in ROOT.glob("hooks/*_gen_project.py")]
+)
+_PROJECT = "{{cookiecutter.project_slug}}"
+_PATHS = (_PROJECT, *(path.relative_to(ROOT / _PROJECT).as_posix() for path in (ROOT / _PROJECT).rglob("*")))
+
+
+class AnswersAreText(Extension):
+    """Keeps answers from being run as templates.
+
+    cookiecutter 2.7.1 renders every answer that was not typed at a prompt (`--no-input`, `key=value`, the user's
+    configuration, the Python API) as if it were a default of the template's: `{{ 7 * 7 }}` became 49, a lone `{{` an
+    error, and a hostile answer ran code. Only what the template itself holds is a template here: the strings of
+    cookiecutter.json, the hooks, the paths, and the files (which alone have a name).
+    """
+
+    def preprocess(self, source: str, name: str | None, filename: str | None = None) -> str:
+        """Return the source as it is when it is the template's own, otherwise a template that yields it literally."""
+        if name is not None or "{" not in source or source in _TEXTS or self._is_path(source):
+            return source
+        return "{{ " + json.dumps(source, ensure_ascii=False) + " }}"
+
+    @staticmethod
+    def _is_path(source: str) -> bool:
+        path = "/" + os.path.normpath(source).replace(os.sep, "/")
+        return any(path.endswith("/" + own) for own in _PATHS)
+
+
+class Filters(Extension):
+    """The template's own filters."""
+
+    def __init__(self, environment: Environment) -> None:
+        """Register the filters with the environment."""
+        super().__init__(environment)
+        environment.filters.update(slug=self.slug, package=package, checked=checked, toml_string=toml_string)
+
+    def slug(self, project_name: str) -> str:
+        """Derive the project's slug: always one that is accepted, whatever the name."""
+        longest = MAX_LENGTH["project_slug"] - len("mcp-")
+        name: str = self.environment.filters["slugify"](project_name, max_length=longest)
+        if not name:
+            return "my-mcp-server"
+        return name if name[0].isalpha() and not slug_taken(name) else f"mcp-{name}"
+
+
+def package(project_slug: str) -> str:
+    """Derive the package's name from the slug."""
+    name = project_slug.replace("-", "_")
+    return f"{name}_server" if package_taken(name) else name
+
+
+def checked(answers: Mapping[str, object]) -> str:
+    """Refuse wrong answers, all at once on stderr, before cookiecutter has created anything."""
+    lines = problems(dict(answers))
+    if lines:
+        print("\n".join(lines), file=sys.stderr)
+        raise FailedHookException("No project was generated.")
+    return ""
+
+
+def toml_string(text: str) -> str:
+    """Write text as a TOML basic string.
+
+    JSON strings are TOML strings except for two things: `\\u` pairs for characters beyond U+FFFF, so those stay as they
+    are, and DEL, which TOML wants escaped (TOML 1.0, section String).
+    """
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007F")
