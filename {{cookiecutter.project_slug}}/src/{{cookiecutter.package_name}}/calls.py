@@ -1,0 +1,64 @@
+"""One request on its way down to a tool, and the guards it passes."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, Protocol
+
+from .auth.principal import Principal
+
+Transport = Literal["stdio", "http"]
+
+
+class Target(Protocol):
+    """What a request is for: a tool, a resource or a prompt, as its author declared it."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def scopes(self) -> frozenset[str]:
+        """All of them are needed."""
+
+    @property
+    def timeout_seconds(self) -> float | None:
+        """None: the default of the settings."""
+
+    @property
+    def read_only(self) -> bool: ...
+
+    @property
+    def idempotent(self) -> bool: ...
+
+
+@dataclass(slots=True)
+class Call:
+    """One MCP request.
+
+    `target` is None for requests that reach no code of the user's (lists, `server/discover`) and for unknown names.
+    """
+
+    request_id: str
+    rpc_id: str | int | None
+    method: str
+    target: Target | None
+    principal: Principal
+    transport: Transport
+    protocol_version: str
+    trace_id: str | None = None
+
+
+Proceed = Callable[[Call], Awaitable[Any]]
+
+
+class Guard(Protocol):
+    """What a call passes before a tool: look, then `await proceed(call)` or raise a `CallError`."""
+
+    async def __call__(self, call: Call, proceed: Proceed) -> Any: ...
+
+
+def chain(guards: Sequence[Guard], last: Proceed) -> Proceed:
+    """`guards` in their order, first outermost, around `last`."""
+    for guard in reversed(guards):
+        last = partial(guard, proceed=last)
+    return last

@@ -1,0 +1,171 @@
+"""The command line: argv and settings in, an exit code out. The only reader of argv."""
+
+import argparse
+import contextlib
+import io
+from collections.abc import Sequence
+from importlib import metadata
+from typing import Any, NoReturn
+
+from . import NAME, logs
+from .errors import StartError
+from .settings import Settings, load_settings, secret_values
+from .wire import Wire
+
+
+def main(argv: Sequence[str], wire: Wire) -> int:
+    """Run one command.
+
+    Returns:
+        0, or 1 if what was asked for failed, or 2 if it was not asked for rightly; then stderr has a line for each
+        problem.
+    """
+    logs.configure(wire, level="INFO", form="auto")
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed):
+            arguments = vars(_parser().parse_args(argv))
+        command = arguments.pop("run", _serve)
+        return int(command(wire, **arguments))
+    except StartError as error:
+        for problem in error.problems:
+            wire.report("error", problem, {})
+        return 2
+    except SystemExit as done:  # --help and --version
+        wire.write_output(printed.getvalue())
+        return int(done.code or 0)
+    except KeyboardInterrupt:
+        return 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with its complaints as problems like every other."""
+
+    def error(self, message: str) -> NoReturn:
+        raise StartError([f"{message}; see {NAME} --help"])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog=NAME, description=metadata.metadata(NAME)["Summary"], allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"{NAME} {metadata.version(NAME)}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=_Parser)
+
+    def command(name: str, run: Any, help_text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=help_text, description=help_text, allow_abbrev=False)
+        added.set_defaults(run=run)
+        return added
+
+    for each in (parser, command("serve", _serve, "serve MCP (the default)")):
+        each.add_argument("--transport", choices=("stdio", "http"), default=argparse.SUPPRESS)
+        each.add_argument("--host", default=argparse.SUPPRESS, help="HTTP: the address to listen on")
+        each.add_argument("--port", default=argparse.SUPPRESS, help="HTTP: the port; 0 picks a free one")
+    command("healthcheck", _healthcheck, "exit 0 if this server is healthy, else 1")
+    listing = command("tools", _tools, "show the tools that are served")
+    listing.add_argument("--json", action="store_true", dest="as_json", help="as JSON")
+    snippet = command("client-config", _client_config, "print the configuration for a client")
+    snippet.add_argument("client", choices=("claude-desktop", "claude-code", "cursor", "vscode"))
+    new = command("new-tool", _new_tool, "write a tool file and its test")
+    new.add_argument("name", help="the tool's name, as in find_invoice")
+    return parser
+
+
+def _configure(wire: Wire, **overrides: Any) -> Settings:
+    settings = load_settings(overrides)
+    logs.configure(wire, level=settings.log_level, form=settings.log_format, secrets=secret_values(settings))
+    return settings
+
+
+# Each command imports what it needs, so that serving does not wait for the others' imports.
+
+
+def _serve(wire: Wire, **overrides: Any) -> int:
+    settings = _configure(wire, **overrides)
+    import gc
+
+    import anyio
+
+    from .server import build_server
+
+    app = build_server(settings)
+    gc.enable()
+    gc.freeze()
+    options = {"use_uvloop": _has_uvloop()}
+    if settings.transport == "stdio":
+        from .serving import stdio
+
+        return anyio.run(stdio.serve, app, wire, backend_options=options)
+    from .serving import http
+
+    return anyio.run(http.serve, app, backend_options=options)
+
+
+def _healthcheck(wire: Wire) -> int:
+    settings = _configure(wire)
+    if settings.transport == "stdio":
+        # The pipe belongs to the client: what can be known from outside is that this configuration starts.
+        from .server import build_server
+
+        build_server(settings)
+        return 0
+    from http.client import HTTPConnection, HTTPException
+
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
+    connection = HTTPConnection(host, settings.port, timeout=3)
+    try:
+        connection.request("GET", "/readyz")
+        return 0 if connection.getresponse().status == 200 else 1
+    except (OSError, HTTPException):
+        return 1
+    finally:
+        connection.close()
+
+
+def _tools(wire: Wire, *, as_json: bool) -> int:
+    settings = _configure(wire)
+    from pydantic_core import to_json
+
+    from .server import build_server
+
+    served = build_server(settings).registry.tools.values()
+    rows: list[dict[str, Any]] = [
+        {
+            "name": tool.name,
+            "scopes": sorted(tool.scopes),
+            "cost": tool.declaration.cost,
+            "timeout_seconds": tool.timeout_seconds or settings.tool_timeout_seconds,
+            "read_only": tool.read_only,
+        }
+        for tool in served
+    ]
+    if as_json:
+        wire.write_output(to_json(rows, indent=2).decode() + "\n")
+        return 0
+    table = [("TOOL", "SCOPES", "COST", "TIMEOUT", "READ ONLY")]
+    for row in rows:
+        scopes, read_only = " ".join(row["scopes"]) or "-", "yes" if row["read_only"] else "no"
+        table.append((row["name"], scopes, str(row["cost"]), f"{row['timeout_seconds']:g} s", read_only))
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for line in table:
+        wire.write_output("  ".join(map(str.ljust, line, widths)).rstrip() + "\n")
+    return 0
+
+
+def _client_config(wire: Wire, *, client: str) -> int:
+    from .clients import snippet
+
+    wire.write_output(snippet(client, _configure(wire)))
+    return 0
+
+
+def _new_tool(wire: Wire, *, name: str) -> int:
+    from .scaffold import new_tool
+
+    for path in new_tool(name):
+        wire.write_output(f"wrote {path}\n")
+    return 0
+
+
+def _has_uvloop() -> bool:
+    from importlib.util import find_spec
+
+    return find_spec("uvloop") is not None

@@ -1,0 +1,58 @@
+"""One line for every request, with its outcome."""
+
+from time import perf_counter
+from typing import Any
+
+import structlog
+
+from ..calls import Call, Proceed
+from ..errors import CANCELLED, OK, CallError, Internal, Outcome
+from ..logs import current_request
+
+
+class RequestLog:
+    """Settles how a call ended, logs it, and lets only a `CallError` out."""
+
+    def __init__(self) -> None:
+        self._log = structlog.get_logger()
+
+    async def __call__(self, call: Call, proceed: Proceed) -> Any:
+        token = current_request.set({"request_id": call.request_id})
+        began, outcome = perf_counter(), CANCELLED
+        try:
+            result = await proceed(call)
+            outcome = OK
+            return result
+        except CallError as error:
+            outcome = error.outcome
+            raise
+        except Exception as error:  # noqa: BLE001 - the boundary that nothing unforeseen passes
+            self._log.error("crash", tool=tool_of(call), exc_info=error)
+            outcome = Internal().outcome
+            raise Internal from None
+        finally:
+            log_request(self._log, call, outcome, (perf_counter() - began) * 1000)
+            current_request.reset(token)
+
+
+def log_request(log: Any, call: Call, outcome: Outcome, milliseconds: float) -> None:
+    """Write the request's line."""
+    fields = {"trace_id": call.trace_id} if call.trace_id else {}
+    getattr(log, outcome.level)(
+        "request",
+        request_id=call.request_id,
+        rpc_id=call.rpc_id,
+        method=call.method,
+        tool=tool_of(call),
+        principal=call.principal.name,
+        transport=call.transport,
+        protocol_version=call.protocol_version,
+        outcome=outcome.code,
+        duration_ms=round(milliseconds, 3),
+        **fields,
+    )
+
+
+def tool_of(call: Call) -> str | None:
+    """The tool's name if there is such a tool: what the caller wrote in its place is not logged."""
+    return call.target.name if call.target is not None and call.method == "tools/call" else None

@@ -1,0 +1,130 @@
+"""Where the SDK's private or provisional parts are touched, and nowhere else. Seen on mcp 2.3.0.
+
+* `Server.middleware` is marked provisional ("signature and semantics may change in a 2.x minor"). It is the only place
+  that sees every request of both eras on every transport. What replaces it: the SDK's context rework.
+* A result that middleware returns is not completed by the SDK: `resultType` and `serverInfo` are added here.
+* Errors that the SDK makes outside its middleware (a wrong header, a mixed-up era, a malformed message) do not pass the
+  guards: `complete_error` gives them the members every error has, and their log line.
+"""
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from itertools import count
+from typing import Any
+
+import structlog
+from mcp.server import Server, ServerRequestContext
+from mcp.server.context import CallNext
+from mcp.server.request_state import RequestStateBoundary, RequestStateSecurity
+from mcp.shared.exceptions import MCPError
+from mcp_types import INVALID_PARAMS, INVALID_REQUEST, PARSE_ERROR, SERVER_INFO_META_KEY
+from mcp_types.version import MODERN_PROTOCOL_VERSIONS
+from pydantic import ValidationError
+
+from .auth.principal import ANONYMOUS, Principal
+from .calls import Call, Guard, Transport, chain
+from .contracts import clean
+from .errors import CallError, InvalidRequest, Outcome
+from .guards.request_log import log_request
+
+ERROR_KEY = "plinth/error"
+NOT_A_MESSAGE = "This is not one JSON-RPC message. Batches are not accepted."
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
+_BOOT = os.urandom(6).hex()
+_SERIAL = count(1)
+
+
+def install(
+    server: Server[Any],
+    guards: Sequence[Guard],
+    target: Callable[[str, Any], Any],
+    principal: Callable[[Transport], Principal],
+    sealing_keys: Sequence[str],
+) -> None:
+    """Put the guards around every request of `server`, outside everything else.
+
+    Args:
+        server: the SDK's low-level server.
+        guards: outermost first.
+        target: what a method with these raw parameters is for.
+        principal: who calls over a transport.
+        sealing_keys: for `requestState`; none means a key of this process's own.
+    """
+
+    async def ring(ctx: ServerRequestContext[Any, Any], call_next: CallNext) -> Any:
+        if ctx.request_id is None:  # a notification: nothing is answered
+            return await call_next(ctx)
+
+        async def serve(call: Call) -> Any:
+            try:
+                return await call_next(ctx)
+            except MCPError as error:
+                data = error.data if isinstance(error.data, dict) else {}
+                raise InvalidRequest(clean(error.message), error.code, data) from None
+            except ValidationError:
+                raise InvalidRequest("The request's parameters are malformed.", INVALID_PARAMS) from None
+
+        transport: Transport = "stdio" if ctx.request is None else "http"
+        call = Call(
+            request_id=new_request_id(),
+            rpc_id=_shown(ctx.request_id),
+            method=ctx.method if server.get_request_handler(ctx.method) or ctx.method == "initialize" else "unknown",
+            target=target(ctx.method, ctx.params),
+            principal=principal(transport),
+            transport=transport,
+            protocol_version=ctx.protocol_version,
+            trace_id=_trace_id(ctx.meta),
+        )
+        try:
+            return await chain(guards, serve)(call)
+        except CallError as error:
+            shown = error.outcome.wire(call.request_id)
+            if ctx.method == "tools/call" and error.as_result:
+                return _error_result(server, ctx.protocol_version, shown)
+            raise MCPError(error.rpc_code, error.message, error.rpc_data | shown) from None
+
+    security = RequestStateSecurity(keys=sealing_keys) if sealing_keys else RequestStateSecurity.ephemeral()
+    server.middleware[:] = [ring, RequestStateBoundary(security, default_audience=server.name)]
+
+
+def complete_error(code: int, message: str, data: Any, transport: Transport, rpc_id: Any) -> dict[str, Any]:
+    """The `error` member of a JSON-RPC error, completed and logged if no guard has seen it."""
+    kept = data if isinstance(data, dict) else {}
+    if "request_id" not in kept:
+        if code == PARSE_ERROR:
+            message = "This is not JSON. Send one JSON-RPC message at a time."
+        elif message.startswith("Validation error"):  # goes on with pydantic's text, which quotes the input
+            code, message = INVALID_REQUEST, NOT_A_MESSAGE
+        request_id = new_request_id()
+        outcome = Outcome("invalid_request", message)
+        principal = Principal("local") if transport == "stdio" else ANONYMOUS
+        call = Call(request_id, _shown(rpc_id), "unknown", None, principal, transport, "unknown")
+        log_request(structlog.get_logger(), call, outcome, 0)
+        kept = kept | outcome.wire(request_id)
+    return {"code": code, "message": message, "data": kept}
+
+
+def new_request_id() -> str:
+    """Unique over processes and restarts, and cheap."""
+    return f"{_BOOT}{next(_SERIAL):08x}"
+
+
+def _error_result(server: Server[Any], protocol_version: str, shown: dict[str, Any]) -> dict[str, Any]:
+    meta: dict[str, Any] = {ERROR_KEY: shown}
+    result: dict[str, Any] = {"content": [{"type": "text", "text": shown["message"]}], "isError": True, "_meta": meta}
+    if protocol_version in MODERN_PROTOCOL_VERSIONS:
+        meta[SERVER_INFO_META_KEY] = server.server_info_stamp
+        result["resultType"] = "complete"
+    return result
+
+
+def _shown(rpc_id: Any) -> str | int | None:
+    """The caller's id for the log: it can be as long as they like."""
+    return rpc_id[:64] if isinstance(rpc_id, str) else rpc_id if isinstance(rpc_id, int) else None
+
+
+def _trace_id(meta: Any) -> str | None:
+    found = (meta or {}).get("traceparent")
+    match = _TRACEPARENT.fullmatch(found) if isinstance(found, str) else None
+    return match[1] if match else None

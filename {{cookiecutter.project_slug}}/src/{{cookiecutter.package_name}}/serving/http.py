@@ -1,0 +1,156 @@
+"""MCP over HTTP: `/mcp`, `/livez` and `/readyz` on uvicorn, with the SDK's Streamable HTTP application behind."""
+
+import signal
+import socket
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from contextlib import contextmanager
+from typing import Any
+
+import anyio
+import structlog
+import uvicorn
+from anyio.abc import TaskStatus
+from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
+from mcp.server.transport_security import TransportSecuritySettings
+from mcp_types import INVALID_REQUEST
+from pydantic_core import from_json, to_json
+
+from ..errors import StartError
+from ..sdk import complete_error
+from ..server import Application
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+
+async def serve(app: Application) -> int:
+    """Serve until a signal comes; returns the exit code.
+
+    Raises:
+        StartError: the address cannot be listened on.
+    """
+    settings = app.settings
+    listener = _listen(settings.host, settings.port)
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    manager = StreamableHTTPSessionManager(
+        app.mcp,
+        stateless=settings.http_sessions == "stateless",
+        security_settings=TransportSecuritySettings(
+            allowed_hosts=_with_any_port(settings.allowed_hosts),
+            allowed_origins=_with_any_port(settings.allowed_origins),
+        ),
+        max_request_body_size=settings.max_request_bytes,
+    )
+    config = uvicorn.Config(
+        _Routes(manager.handle_request),
+        lifespan="off",
+        log_config=None,  # its default writes the access log to stdout
+        access_log=False,
+        proxy_headers=False,  # its default believes X-Forwarded-For from loopback
+        server_header=False,
+    )
+    log = structlog.get_logger()
+    async with manager.run(), anyio.create_task_group() as tasks:
+        server = _Server(config)
+        await tasks.start(server.end_on_signal)
+        log.info("listening", transport="http", url=f"http://{shown}:{port}/mcp")
+        await server.serve(sockets=[listener])
+        tasks.cancel_scope.cancel()
+    log.info("stopped", transport="http")
+    return 0
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its own signal handling, which ends the process by the signal before anything is closed."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals to `end_on_signal`."""
+        yield
+
+    async def end_on_signal(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Stop on the first SIGTERM or SIGINT, at once on the second."""
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            task_status.started()
+            async for _ in signals:
+                self.force_exit = self.should_exit
+                self.should_exit = True
+
+
+class _Routes:
+    """The paths there are. Probes stand outside Host checks and the request log."""
+
+    def __init__(self, mcp: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
+        self._mcp = mcp
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"]
+        if path == "/mcp":
+            await self._mcp(scope, receive, _Completed(send).send)
+        elif path in ("/livez", "/readyz"):
+            # uvicorn accepts connections only once everything has been opened, so answering is being ready.
+            await _answer(send, 200, {"status": "ok"})
+        else:
+            await _answer(send, 404, {"error": _refusal(b"There is nothing at this path. MCP is at /mcp.")})
+
+
+class _Completed:
+    """Gives an error that the SDK answers by itself the body that every error has.
+
+    Some of its refusals are plain text, and none has passed a guard. Successful answers pass through untouched.
+    """
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._start: Message | None = None
+        self._body = b""
+
+    async def send(self, message: Message) -> None:
+        """An ASGI send."""
+        if message["type"] == "http.response.start" and message["status"] >= 400:
+            self._start = message
+        elif self._start is None:
+            await self._send(message)
+        elif message["type"] == "http.response.body":
+            self._body += message.get("body", b"")
+            if not message.get("more_body"):
+                headers = {k: v for k, v in self._start["headers"] if k not in (b"content-type", b"content-length")}
+                await _answer(self._send, self._start["status"], self._complete(), headers)
+
+    def _complete(self) -> dict[str, Any]:
+        try:
+            found = from_json(self._body)
+        except ValueError:
+            found = None
+        if not isinstance(found, dict) or not isinstance(found.get("error"), dict):
+            return {"jsonrpc": "2.0", "id": None, "error": _refusal(self._body)}
+        error, rpc_id = found["error"], found.get("id")
+        completed = complete_error(error["code"], error["message"], error.get("data"), "http", rpc_id)
+        return {"jsonrpc": "2.0", "id": rpc_id, "error": completed}
+
+
+def _refusal(text: bytes) -> dict[str, Any]:
+    return complete_error(INVALID_REQUEST, text.decode("utf-8", "replace"), None, "http", None)
+
+
+async def _answer(send: Send, status: int, body: dict[str, Any], headers: dict[bytes, bytes] | None = None) -> None:
+    content = to_json(body)
+    fixed = {b"content-type": b"application/json", b"content-length": b"%d" % len(content)}
+    await send({"type": "http.response.start", "status": status, "headers": list(((headers or {}) | fixed).items())})
+    await send({"type": "http.response.body", "body": content})
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise StartError([f"MCP_HOST, MCP_PORT: cannot listen on {host}:{port} ({error.strerror})"]) from None
+
+
+def _with_any_port(names: tuple[str, ...]) -> list[str]:
+    """The SDK's patterns: `name:*` matches any port, but not the bare name."""
+    return [pattern for name in names for pattern in (name, f"{name}:*")]

@@ -1,0 +1,1 @@
+"""One file per tool: all there is to write. See the README."""

@@ -1,0 +1,107 @@
+"""What is wrong with a value, in words that name the field, the rule and the remedy, and never the value.
+
+pydantic's own texts may quote the input (a date's, a URL's, a custom validator's), so they are not used.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from pydantic import ValidationError
+
+_TEXTS = {
+    "missing": "is required",
+    "missing_argument": "is required",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "int_type": "must be an integer",
+    "int_parsing": "must be an integer",
+    "int_from_float": "must be an integer",
+    "int_parsing_size": "must be a smaller integer",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "finite_number": "must be a finite number",
+    "decimal_type": "must be a decimal number",
+    "decimal_parsing": "must be a decimal number",
+    "decimal_max_digits": "must have at most {max_digits} digits",
+    "decimal_max_places": "must have at most {decimal_places} decimal places",
+    "string_type": "must be a string",
+    "string_too_short": "must have at least {min_length} characters",
+    "string_too_long": "must have at most {max_length} characters",
+    "string_pattern_mismatch": "must match the pattern {pattern}",
+    "string_unicode": "must be valid Unicode",
+    "key_too_short": "must be keys of at least 32 characters each, separated by commas",
+    "literal_error": "must be {expected}",
+    "enum": "must be {expected}",
+    "greater_than": "must be greater than {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be less than {lt}",
+    "less_than_equal": "must be at most {le}",
+    "multiple_of": "must be a multiple of {multiple_of}",
+    "list_type": "must be a list",
+    "tuple_type": "must be a list",
+    "set_type": "must be a list",
+    "frozen_set_type": "must be a list",
+    "too_short": "must have at least {min_length} items",
+    "too_long": "must have at most {max_length} items",
+    "dict_type": "must be an object",
+    "model_type": "must be an object",
+    "model_attributes_type": "must be an object",
+    "dataclass_type": "must be an object",
+    "none_required": "must be null",
+    "date_type": "must be a date, as in 2026-01-31",
+    "date_parsing": "must be a date, as in 2026-01-31",
+    "date_from_datetime_parsing": "must be a date, as in 2026-01-31",
+    "datetime_type": "must be a date and time, as in 2026-01-31T12:00:00Z",
+    "datetime_parsing": "must be a date and time, as in 2026-01-31T12:00:00Z",
+    "datetime_from_date_parsing": "must be a date and time, as in 2026-01-31T12:00:00Z",
+    "timezone_aware": "must have a time zone, as in 2026-01-31T12:00:00Z",
+    "time_type": "must be a time, as in 12:00:00",
+    "time_parsing": "must be a time, as in 12:00:00",
+    "time_delta_type": "must be a duration, as in PT1H30M",
+    "time_delta_parsing": "must be a duration, as in PT1H30M",
+    "uuid_type": "must be a UUID",
+    "uuid_parsing": "must be a UUID",
+    "url_type": "must be a URL",
+    "url_parsing": "must be a URL",
+    "url_scheme": "must be a URL that starts with {expected_schemes}",
+    "url_too_long": "must be a URL of at most {max_length} characters",
+    "union_tag_invalid": "must have a tag of {expected_tags}",
+    "union_tag_not_found": "must have the tag {discriminator}",
+}  # fmt: skip
+_PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,39}")
+
+
+def problems_of(
+    error: ValidationError, *, known: tuple[str, ...] = (), name: Callable[[str], str] = lambda field: field
+) -> list[str]:
+    """One line for each thing that is wrong.
+
+    Args:
+        error: what pydantic found.
+        known: the top-level names there are, told when an unknown one was given.
+        name: how a top-level field is called where the reader meets it.
+    """
+    lines = []
+    for found in error.errors(include_url=False, include_input=False):
+        place, kind = found["loc"], found["type"]
+        text = _TEXTS.get(kind, "is not valid; see its schema").format_map(_Rule(found.get("ctx", {})))
+        if kind in ("extra_forbidden", "unexpected_keyword_argument"):
+            text = "is unknown; remove it"
+            if len(place) == 1:
+                text += f" (there is {', '.join(known)})" if known else " (there are no arguments)"
+        lines.append(f"{_path(place, name)}: {text}")
+    return list(dict.fromkeys(lines))
+
+
+class _Rule(dict[str, Any]):
+    """The rule's own numbers and names; they come from the schema, not from the caller."""
+
+    def __missing__(self, key: str) -> str:
+        return "what its schema says"
+
+
+def _path(place: tuple[int | str, ...], name: Callable[[str], str]) -> str:
+    """`lines.0.sku`. A key that the caller made up is shown only if it is a plain name: it could be anything."""
+    parts = [str(part) if isinstance(part, int) or _PLAIN_NAME.fullmatch(part) else "(name)" for part in place]
+    return ".".join([name(parts[0]), *parts[1:]]) if parts else "arguments"

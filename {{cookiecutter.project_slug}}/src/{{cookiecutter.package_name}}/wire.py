@@ -1,0 +1,168 @@
+"""The process's standard streams, claimed before anything else can use them.
+
+On stdio the protocol owns stdin and stdout, and every line on stderr is a log event. So the real descriptors move to
+private numbers, and what others write to 1 and 2 (a `print`, a C library, a child process) runs into two pipes, whose
+lines become log events. Standard library only: this is imported before the log is configured, and reports for it.
+"""
+
+import atexit
+import json
+import os
+import select
+import sys
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
+from traceback import extract_tb
+from types import TracebackType
+from typing import Any, NoReturn, TextIO
+
+_LONGEST_LINE = 8192  # characters of stray output kept of one line
+
+
+class Wire:
+    """The claimed streams: `stdin`, `stdout` and `stderr` are private descriptors of the real ones."""
+
+    def __init__(self) -> None:
+        for number in (0, 1, 2):  # a closed one would be handed out to the next file opened
+            try:
+                os.fstat(number)
+            except OSError:
+                os.open(os.devnull, os.O_RDWR)
+        self.stdin, self.stdout, self.stderr = os.dup(0), os.dup(1), os.dup(2)
+        self.report: Callable[[str, str, dict[str, Any]], None] = self._report
+        """`(level, event, fields)`: where stray output and crashes go; the log takes it over once configured."""
+        self._lock = threading.Lock()
+        self._pumps = [self._divert(1, "stdout_noise"), self._divert(2, "stderr_noise")]
+        null = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(null, 0)
+        os.close(null)
+        # New objects, as the old ones may take the pipe for the file or terminal that they were opened on.
+        out, err = _text(1), _text(2)
+        vars(sys).update(stdout=out, __stdout__=out, stderr=err, __stderr__=err)
+        sys.excepthook = self._crash
+        sys.unraisablehook = lambda failure: self._crash(failure.exc_type, failure.exc_value, failure.exc_traceback)
+        threading.excepthook = lambda failure: self._crash(
+            failure.exc_type, failure.exc_value, failure.exc_traceback, thread=getattr(failure.thread, "name", None)
+        )
+        atexit.register(self.close)  # first registered runs last: after every other exit handler has printed
+
+    def write_log(self, line: bytes) -> None:
+        """Write one line to the real stderr, whole; a reader that has gone is no reason to stop."""
+        view = memoryview(line + b"\n")
+        with self._lock:
+            while view:
+                try:
+                    view = view[os.write(self.stderr, view) :]
+                except BlockingIOError:
+                    select.select([], [self.stderr], [], 1)
+                except OSError:
+                    return
+
+    def write_output(self, text: str) -> None:
+        """Write a command's result to the real stdout."""
+        view = memoryview(text.encode())
+        while view:
+            view = view[os.write(self.stdout, view) :]
+
+    def close(self) -> None:
+        """Log what is still in buffers and pipes. Safe to call twice."""
+        pumps, self._pumps = self._pumps, []
+        if not pumps:
+            return
+        for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
+            if stream is not None and not stream.closed:  # somebody may have replaced or closed them
+                stream.flush()
+        _flush_c()
+        null = os.open(os.devnull, os.O_WRONLY)
+        for number in (1, 2):
+            os.dup2(null, number)
+        for pump in pumps:
+            pump.join(0.5)  # bounded: a child process that outlives us may hold the other end
+
+    def exit(self, code: int) -> NoReturn:
+        """End the process, and do not wait for threads that a cancelled blocking tool still occupies."""
+        if threading.active_count() <= 1 + len(self._pumps):
+            sys.exit(code)
+        atexit._run_exitfuncs()  # os._exit skips them, and `close` is one
+        os._exit(code)
+
+    def _divert(self, number: int, event: str) -> threading.Thread:
+        source, target = os.pipe()
+        os.dup2(target, number)
+        os.close(target)
+        if sys.platform == "win32":  # children are given handles, not numbers
+            import ctypes
+            import msvcrt
+
+            ctypes.windll.kernel32.SetStdHandle(-10 - number, msvcrt.get_osfhandle(number))
+        pump = threading.Thread(target=self._pump, args=(source, event), name=event, daemon=True)
+        pump.start()
+        return pump
+
+    def _pump(self, source: int, event: str) -> None:
+        rest = b""
+        while chunk := os.read(source, 65536):
+            *lines, rest = (rest + chunk).split(b"\n")
+            if len(rest) > _LONGEST_LINE:
+                lines, rest = [*lines, rest], b""
+            for line in lines:
+                self._noise(event, line)
+        self._noise(event, rest)
+
+    def _noise(self, event: str, line: bytes) -> None:
+        if text := line.decode("utf-8", "replace").strip():
+            self.report("warning", event, {"line": text[:_LONGEST_LINE]})
+
+    def _report(self, level: str, event: str, fields: dict[str, Any]) -> None:
+        head = {"timestamp": datetime.now(UTC).isoformat(), "level": level, "event": event}
+        self.write_log(json.dumps(head | fields).encode())
+
+    def _crash(
+        self, kind: type[BaseException], failure: BaseException | None, trace: TracebackType | None, **fields: Any
+    ) -> None:
+        if kind is not KeyboardInterrupt:
+            self.report("critical", "crash", fields | {"exception": describe(failure or kind(), trace)})
+
+
+def describe(failure: BaseException, trace: TracebackType | None = None, depth: int = 4) -> dict[str, Any]:
+    """An exception as the log shows it: its type, where it came from and its causes.
+
+    Never its text or local variables, which carry arguments and secrets; only a failed import, which has no caller's
+    data in it, keeps its text.
+    """
+    found = extract_tb(trace or failure.__traceback__)
+    shown: dict[str, Any] = {
+        "type": f"{type(failure).__module__}.{type(failure).__qualname__}".removeprefix("builtins."),
+        "at": [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in found[-12:]],
+    }
+    if isinstance(failure, ImportError):
+        shown["text"] = str(failure)
+    if isinstance(failure, BaseExceptionGroup) and depth:
+        shown["exceptions"] = [describe(each, depth=depth - 1) for each in failure.exceptions[:8]]
+    cause = failure.__cause__ or (None if failure.__suppress_context__ else failure.__context__)
+    if cause is not None and depth:
+        shown["cause"] = describe(cause, depth=depth - 1)
+    return shown
+
+
+def _text(number: int) -> TextIO:
+    return open(number, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
+
+
+def _flush_c() -> None:
+    """Flush C's own buffers: libc would do so only after Python has ended, when the pipes are gone."""
+    if sys.platform != "win32":
+        import ctypes
+
+        ctypes.CDLL(None).fflush(None)
+
+
+_claimed: list[Wire] = []
+
+
+def claim() -> Wire:
+    """Claim the process's standard streams, once; later calls return the same claim."""
+    if not _claimed:
+        _claimed.append(Wire())
+    return _claimed[0]
