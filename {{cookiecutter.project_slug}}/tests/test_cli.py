@@ -1,0 +1,196 @@
+"""The command line: results on stdout, problems one to a line on stderr, and an exit code."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from mcp import Client
+from mcp.client.stdio import StdioServerParameters
+
+from .conftest import PACKAGE_FOLDER, ROOT
+from .harness import PACKAGE, environment, run_command
+
+
+def problems(*arguments: str, source: Path | None = None) -> list[str]:
+    """The problems that a command ends with, exit code 2 and nothing on stdout."""
+    done = run_command(*arguments, source=source)
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    return [json.loads(line)["event"] for line in done.stderr.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["frobnicate"], "invalid choice: 'frobnicate'"),
+        (["serve", "--frobnicate"], "unrecognized arguments: --frobnicate"),
+        (["serve", "--transport", "pigeon"], "invalid choice: 'pigeon'"),
+        (["serve", "--port", "x"], "MCP_PORT: must be an integer"),
+        (["client-config", "emacs"], "invalid choice: 'emacs'"),
+        (["new-tool", "not a name"], "must be a Python function name"),
+        (["new-tool", "class"], "must be a Python function name"),
+    ],
+)
+def test_wrong_command_line(arguments: list[str], problem: str) -> None:
+    """One line says what is wrong."""
+    (line,) = problems(*arguments)
+    assert problem in line
+
+
+def test_help_and_version() -> None:
+    """They are results: on stdout, exit 0."""
+    for option in ("--help", "--version"):
+        done = run_command(option)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout
+
+
+def test_tools_lists_what_is_served(source: Path) -> None:
+    """With scopes, cost, timeout, and whether it is read-only."""
+    rows = {row["name"]: row for row in json.loads(run_command("tools", "--json", source=source).stdout)}
+    assert rows["probe_privileged"] == {
+        "name": "probe_privileged",
+        "scopes": ["probe:more", "probe:use"],
+        "cost": 1,
+        "timeout_seconds": 30,
+        "read_only": False,
+    }
+    table = run_command("tools", source=source).stdout
+    assert "probe_privileged" in table
+    assert "probe:more probe:use" in table
+
+
+@pytest.mark.parametrize("client", ["claude-desktop", "claude-code", "cursor", "vscode"])
+async def test_client_config_starts_a_server(client: str, tmp_path: Path) -> None:
+    """The server starts as the snippet says, from another folder."""
+    shown = json.loads(run_command("client-config", client).stdout)
+    (entry,) = shown["servers" if client == "vscode" else "mcpServers"].values()
+    server = StdioServerParameters(command=entry["command"], args=entry["args"], cwd=tmp_path)
+    async with Client(server) as connected:
+        assert (await connected.list_tools()).tools
+
+
+@pytest.mark.parametrize("client", ["claude-desktop", "claude-code", "cursor", "vscode"])
+def test_client_config_for_http_names_the_address(client: str) -> None:
+    """It follows the configured transport."""
+    settings = {"MCP_TRANSPORT": "http", "MCP_PORT": "8123"}
+    assert "http://127.0.0.1:8123/mcp" in run_command("client-config", client, settings=settings).stdout
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A copy of the project, to write in."""
+    copy = tmp_path / "project"
+    keep_out = shutil.ignore_patterns(".venv", ".git", "*_cache", "__pycache__", "dist")
+    shutil.copytree(ROOT, copy, ignore=keep_out)
+    return copy
+
+
+def test_new_tool_is_served_and_passes_its_test(project: Path) -> None:
+    """`new-tool` writes a tool and a test, and both are good as they are."""
+    source = project / "src"
+    done = run_command("new-tool", "find_invoice", source=source)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [line.removeprefix("wrote ") for line in done.stdout.splitlines()] == [
+        str(Path("src") / PACKAGE / "tools" / "find_invoice.py"),
+        str(Path("tests") / "test_find_invoice.py"),
+    ]
+    assert "find_invoice" in run_command("tools", source=source).stdout
+    subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_find_invoice.py"],
+        cwd=project,
+        env=environment(source),
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
+    (again, other) = problems("new-tool", "find_invoice", source=source)
+    assert "find_invoice.py is there already" in again
+    assert "test_find_invoice.py is there already" in other
+
+
+TOOL = f"""from {PACKAGE}.tooling import tool
+
+
+@tool()
+def bad() -> str:
+    \"\"\"Say something.\"\"\"
+    return ""
+"""
+
+
+@pytest.fixture
+def problems_of(source: Path, tmp_path: Path) -> Callable[[dict[str, str]], list[str]]:
+    """The problems of a server into which these files were dropped."""
+    copy = tmp_path / "source"
+
+    def drop(files: dict[str, str]) -> list[str]:
+        shutil.copytree(source, copy, dirs_exist_ok=True)
+        for name, text in files.items():
+            (copy / PACKAGE / name).write_text(text, encoding="utf-8")
+        return problems("serve", source=copy)
+
+    return drop
+
+
+def test_tool_files_that_cannot_be_imported(problems_of: Callable[[dict[str, str]], list[str]]) -> None:
+    """One line for each names the file and what to do; exit 2, never a traceback."""
+    files = {
+        "tools/bad1.py": "def broken(:\n",
+        "tools/bad2.py": "import no_such_module\n",
+        "tools/bad3.py": "X = 1 / 0\n",
+        "tools/bad4.py": "X = 1\n",
+        "tools/bad5.py": TOOL.replace("tool()", "tool(cots=1)"),
+        "tools/bad6.py": TOOL.replace("@tool()", "@missing()"),
+        "tools/bad7.py": TOOL.replace("import tool", "import prompt").replace("@tool()", "@prompt()"),
+    }
+    assert problems_of(files) == [
+        "tools/bad1.py, line 1: invalid syntax",
+        "tools/bad2.py: No module named 'no_such_module'",
+        "tools/bad3.py, line 1: ZeroDivisionError while it was imported",
+        "tools/bad4.py: declares no @tool; start the name of a helper module with an underscore",
+        "tools/bad5.py, line 4: TypeError while it was imported",
+        "tools/bad6.py: name 'missing' is not defined",
+        "tools/bad7.py: bad is a @prompt; move it to prompts/",
+    ]
+
+
+def test_tools_that_cannot_be_served(problems_of: Callable[[dict[str, str]], list[str]]) -> None:
+    """Two of one name, none to describe it, and signatures that no schema can be made of."""
+    files = {
+        "tools/bad1.py": TOOL.replace("bad()", "probe_reached()"),
+        "tools/bad2.py": TOOL.replace("Say something.", ""),
+        "tools/bad3.py": TOOL.replace("bad()", "bad3(x)"),
+        "tools/bad4.py": TOOL.replace("bad()", "bad4(*x: int)"),
+        "tools/bad5.py": TOOL.replace("bad()", "bad5(x: Path)").replace(
+            "from", "from threading import Lock as Path\nfrom", 1
+        ),
+        "tools/bad6.py": TOOL.replace("bad()", "bad6()").replace("tool()", "tool(cost=0)"),
+        "resources/bad.py": TOOL.replace("import tool", "import resource").replace("@tool()", '@resource("a://{b}")'),
+    }
+    found = problems_of(files)
+    assert len(found) == len(files)
+    for line, problem in zip(
+        found,
+        (
+            "tools/bad2.py: bad: has no docstring",
+            "tools/bad3.py: bad3: x has no annotation",
+            "tools/bad4.py: bad4: x: *args, **kwargs and positional-only parameters have no schema",
+            "tools/bad5.py: bad5: ",
+            "tools/bad6.py: bad6: cost and timeout_seconds must be greater than 0",
+            "tools/probes.py: probe_reached: tools/bad1.py has a tool of this name too; rename one",
+            "resources/bad.py: bad: the variables of a://{b} are not the function's parameters",
+        ),
+        strict=True,
+    ):
+        assert line.startswith(problem)
+
+
+def test_source_tree_is_needed_for_new_tool(tmp_path: Path) -> None:
+    """An installed package has no place for a new file."""
+    shutil.copytree(PACKAGE_FOLDER, tmp_path / "a" / PACKAGE)
+    (line,) = problems("new-tool", "find_invoice", source=tmp_path / "a")
+    assert "source tree only" in line

@@ -1,0 +1,166 @@
+"""Every way a call can end, over both transports and in both eras: on the wire and in the log."""
+
+import pytest
+
+from .harness import ERROR, LEGACY, Json, Peer
+
+
+def assert_outcome(peer: Peer, error: Json, code: str, *, retryable: bool = False) -> None:
+    """The wire error and the log line say the same."""
+    assert (error["code"], error["retryable"]) == (code, retryable)
+    line = peer.logged(error["request_id"])
+    assert (line["outcome"], line["transport"]) == (code, peer.way.transport)
+    assert line["protocol_version"] == peer.way.version
+
+
+TABLE: dict[str, tuple[str, Json, bool]] = {
+    "invalid_arguments": ("probe_arguments", {"count": "3"}, False),
+    "unauthenticated": ("probe_privileged", {}, False),
+    "rate_limited": ("probe_raises", {"code": "rate_limited"}, True),
+    "unavailable": ("probe_raises", {"code": "unavailable"}, True),
+    "timeout": ("probe_slow", {}, True),
+    "shutting_down": ("probe_raises", {"code": "shutting_down"}, True),
+    "upstream_unavailable": ("probe_raises", {"code": "upstream_unavailable"}, True),
+    "upstream_rejected": ("probe_raises", {"code": "upstream_rejected"}, False),
+    "failed": ("probe_raises", {"code": "failed"}, False),
+    "result_too_large": ("probe_large", {"size": 2_000_000}, False),
+    "internal": ("probe_crashes", {"secret": "s3cret-value"}, False),
+}
+
+
+@pytest.mark.parametrize("code", TABLE)
+def test_outcome_of_a_tool_call(peer: Peer, code: str) -> None:
+    """A call that does not succeed is a result the model reads, with the outcome's members in `_meta`."""
+    tool, arguments, retryable = TABLE[code]
+    error = peer.error(tool, **arguments)
+    assert_outcome(peer, error, code, retryable=retryable)
+    assert set(error) - {"retry_after_ms"} == {"code", "message", "retryable", "request_id"}
+    assert peer.logged(error["request_id"])["tool"] == tool
+
+
+def test_retry_after_is_in_milliseconds(peer: Peer) -> None:
+    """Where the wait is known, it is told."""
+    assert peer.error("probe_raises", code="rate_limited")["retry_after_ms"] == 3000
+
+
+def test_success_is_ok(peer: Peer) -> None:
+    """A call that succeeds has structured content, text, and one line in the log."""
+    answer = peer.call("probe_list")
+    assert answer["result"]["structuredContent"] == {"result": [{"sku": "a", "quantity": 1}]}
+    assert answer["result"]["isError"] is False
+    line = peer.server.wait_for("request", rpc_id=answer["id"], tool="probe_list")
+    assert line["outcome"] == "ok"
+    assert set(line) == {
+        *("timestamp", "level", "event", "request_id", "rpc_id", "method", "tool", "principal", "transport"),
+        *("protocol_version", "outcome", "duration_ms"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("method", "params", "rpc_code", "code"),
+    [
+        ("tools/call", {"name": "no_such_tool", "arguments": {}}, -32602, "unknown_tool"),
+        ("prompts/get", {"name": "no_such_prompt"}, -32602, "not_found"),
+        ("prompts/get", {"name": "probe_prompt", "arguments": {"count": "x"}}, -32602, "invalid_arguments"),
+        ("resources/read", {"uri": "probe://nowhere"}, -32602, "not_found"),
+        ("resources/read", {"uri": "probe://numbers/10"}, -32602, "invalid_arguments"),
+        ("resources/read", {"uri": "probe://secret"}, 401, "unauthenticated"),
+        ("prompts/get", {"name": "probe_privileged_prompt"}, 401, "unauthenticated"),
+        ("tools/list", {"cursor": "made-up"}, -32602, "invalid_request"),
+        ("tools/call", {"name": "probe_list", "arguments": []}, -32602, "invalid_request"),
+        ("no/such/method", {}, -32601, "invalid_request"),
+    ],
+)
+def test_protocol_error(peer: Peer, method: str, params: Json, rpc_code: int, code: str) -> None:
+    """What is no tool result is a JSON-RPC error, with the same members in its `data`."""
+    error = peer.request(method, params)["error"]
+    assert error["code"] == rpc_code
+    assert error["data"]["message"] == error["message"]
+    assert_outcome(peer, error["data"], code)
+
+
+def test_unknown_resource_names_its_uri_without_secrets(peer: Peer) -> None:
+    """The specification shows the URI in the error's data; a credential in it is not given back."""
+    error = peer.request("resources/read", {"uri": "https://user:hunter22@example.com/x?token=hunter22"})["error"]
+    assert error["data"]["uri"].startswith("https://")
+    assert "hunter22" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("tool", "effect", "retryable"),
+    [
+        ("probe_slow", "Nothing was changed", True),
+        ("probe_slow_idempotent", "repeating the same call is safe", True),
+        ("probe_blocks", "not known whether it took effect", False),
+    ],
+)
+def test_timeout_says_whether_it_may_have_taken_effect(peer: Peer, tool: str, effect: str, retryable: bool) -> None:
+    """A timeout is answered on time, by blocking tools too, and says what is known of the effect."""
+    error = peer.error(tool)
+    assert_outcome(peer, error, "timeout", retryable=retryable)
+    assert effect in error["message"]
+    assert peer.logged(error["request_id"])["duration_ms"] < 900
+
+
+def test_refused_call_never_reaches_the_tool(peer: Peer) -> None:
+    """Neither a call without the scope nor one with wrong arguments runs the function."""
+    before = peer.call("probe_reached")["result"]["structuredContent"]
+    peer.error("probe_privileged")
+    peer.error("probe_arguments", count=True)
+    assert peer.call("probe_reached")["result"]["structuredContent"] == before
+
+
+def test_refusal_for_scopes_comes_before_anything_else(peer: Peer) -> None:
+    """A caller who may not use a tool learns nothing else about it."""
+    assert peer.error("probe_privileged", nonsense=1)["code"] == "unauthenticated"
+
+
+def test_own_error_result_is_completed(peer: Peer) -> None:
+    """A tool that returns the SDK's own error result gets the outcome's members too."""
+    assert_outcome(peer, peer.error("probe_own_error"), "failed")
+
+
+def test_wrong_result_is_an_internal_error(peer: Peer) -> None:
+    """A result that does not fit its own schema is not sent."""
+    assert_outcome(peer, peer.error("probe_wrong"), "internal")
+
+
+def test_results_are_stripped_of_deceiving_characters(peer: Peer) -> None:
+    """Control characters, bidirectional overrides and invisible tags go; tab and line end stay."""
+    result = peer.call("probe_dirty")["result"]
+    assert result["structuredContent"] == {"result": "a[31mredgnp.exe tab\tend\n"}
+    assert result["content"][0]["text"] == "a[31mredgnp.exe tab\tend\n"
+    read = peer.request("resources/read", {"uri": "probe://text"})["result"]["contents"][0]
+    assert read["text"] == "plain text"
+    got = peer.request("prompts/get", {"name": "probe_prompt", "arguments": {"count": "2"}})["result"]
+    assert got["messages"][0]["content"]["text"] == "2 none"
+
+
+def test_content_blocks_pass_through(peer: Peer) -> None:
+    """A tool may return the protocol's own content."""
+    image = {"type": "image", "data": "aGk=", "mimeType": "image/png"}
+    assert peer.call("probe_image")["result"]["content"] == [image]
+
+
+def test_resources_are_text_bytes_or_json(peer: Peer) -> None:
+    """Bytes are base64, and other values become JSON."""
+    read = peer.request("resources/read", {"uri": "probe://bytes"})["result"]["contents"][0]
+    assert (read["mimeType"], read["blob"]) == ("image/png", "iVBORw==")
+    read = peer.request("resources/read", {"uri": "probe://numbers/7"})["result"]["contents"][0]
+    assert (read["mimeType"], read["text"]) == ("application/json", '{"number":7}')
+
+
+def test_results_carry_what_the_era_needs(peer: Peer) -> None:
+    """Modern results, errors included, are stamped; legacy ones are not."""
+    for result in (peer.call("probe_list")["result"], peer.call("probe_privileged")["result"]):
+        stamped = "resultType" in result and "io.modelcontextprotocol/serverInfo" in result.get("_meta", {})
+        assert stamped == (peer.way.version != LEGACY)
+        assert (ERROR in result.get("_meta", {})) == result["isError"]
+
+
+def test_trace_context_reaches_the_log(peer: Peer) -> None:
+    """The trace id of `_meta.traceparent` is in the request's line."""
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    meta = {"traceparent": f"00-{trace}-00f067aa0ba902b7-01"}
+    answer = peer.request("tools/call", {"name": "probe_list", "arguments": {}, "_meta": meta})
+    assert peer.server.wait_for("request", rpc_id=answer["id"], trace_id=trace)["outcome"] == "ok"

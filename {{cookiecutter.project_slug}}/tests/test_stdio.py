@@ -1,0 +1,135 @@
+"""The pipe: every request that was read gets its answer, and what is no message is told so."""
+
+import json
+import signal
+import sys
+
+import pytest
+
+from .conftest import Start
+from .harness import ENVELOPE, MODERN, STDIO, Json, Peer, Way, run_lines
+from .test_logs import calls_of
+
+
+def call(rpc_id: int, tool: str, **arguments: object) -> Json:
+    """One `tools/call`."""
+    params = {"name": tool, "arguments": arguments}
+    return {"jsonrpc": "2.0", "id": rpc_id, "method": "tools/call", "params": params}
+
+
+@pytest.mark.parametrize("way", STDIO, ids=str)
+def test_pipelined_requests_are_answered_at_the_end_of_input(source: object, way: Way) -> None:
+    """`printf … | server` gets all its answers, slow ones too."""
+    messages = calls_of(way, *(call(n, "probe_waits", seconds=0.3) for n in range(1, 21)))
+    code, out, _ = run_lines(messages, source=source)  # type: ignore[arg-type]
+    answers = {answer["id"]: answer for answer in map(json.loads, out)}
+    assert code == 0
+    assert set(range(1, 21)) <= set(answers)
+    assert all(answers[n]["result"]["structuredContent"] == {"result": "done"} for n in range(1, 21))
+
+
+@pytest.mark.parametrize("way", STDIO, ids=str)
+def test_message_that_is_not_json(start: Start, way: Way) -> None:
+    """It is answered with a parse error, and the next good request is served."""
+    peer = Peer(way, start())
+    peer.server.send(b"GET / HTTP/1.1")
+    error = peer.server.receive()
+    assert (error["id"], error["error"]["code"]) == (None, -32700)
+    assert error["error"]["data"]["code"] == "invalid_request"
+    assert peer.call("probe_reached")["result"]["isError"] is False
+
+
+NO_MESSAGES = [
+    ([], None),
+    ([{"jsonrpc": "2.0", "id": 1, "method": "ping"}], None),
+    ({"jsonrpc": "2.0", "id": 7}, 7),
+    ({"jsonrpc": "1.0", "id": "a", "method": "ping"}, "a"),
+    ({"jsonrpc": "2.0", "id": True, "method": "ping"}, None),
+    ({"jsonrpc": "2.0", "id": {"a": 1}, "method": "ping"}, None),
+    ("text", None),
+    (7, None),
+]
+
+
+@pytest.mark.parametrize("way", STDIO, ids=str)
+def test_json_that_is_no_message(start: Start, way: Way) -> None:
+    """A batch and other JSON are refused as an invalid request, under their id where there is one."""
+    peer = Peer(way, start())
+    for message, rpc_id in NO_MESSAGES:
+        peer.server.send(json.dumps(message).encode())
+        answer = peer.server.receive()
+        assert (answer["id"], answer["error"]["code"]) == (rpc_id, -32600), message
+    assert peer.call("probe_reached")["result"]["isError"] is False
+
+
+@pytest.mark.parametrize("way", STDIO, ids=str)
+def test_line_beyond_the_limit(start: Start, way: Way) -> None:
+    """It is refused without being kept, and the next good request is served."""
+    peer = Peer(way, start(settings={"MCP_MAX_REQUEST_BYTES": "4096"}))
+    for size in (5_000, 3_000_000):
+        peer.server.send(b'{"jsonrpc": "2.0", "id": 1, "method": "' + b"x" * size + b'"}')
+        answer = peer.server.receive()
+        assert (answer["error"]["code"], "at most 4096 bytes" in answer["error"]["message"]) == (-32600, True)
+    assert peer.call("probe_reached")["result"]["isError"] is False
+
+
+@pytest.mark.parametrize("way", STDIO, ids=str)
+def test_the_other_era_is_refused(start: Start, way: Way) -> None:
+    """The first request of a pipe fixes its era; the refusal is complete like every other error."""
+    peer = Peer(way, start())
+    assert peer.call("probe_reached")["result"]["isError"] is False
+    other: Json = {"jsonrpc": "2.0", "id": 99, "method": "tools/list", "params": {"_meta": ENVELOPE}}
+    if way.version == MODERN:
+        other = {"jsonrpc": "2.0", "id": 99, "method": "initialize", "params": {"protocolVersion": "2025-11-25"}}
+    peer.server.send(other)
+    error = peer.server.receive()["error"]
+    assert error["code"] in (-32022, -32600)
+    assert error["data"]["code"] == "invalid_request"
+
+
+@pytest.mark.parametrize("way", STDIO, ids=str)
+def test_too_many_calls_at_once(start: Start, way: Way) -> None:
+    """What exceeds the limit is refused at once, and says when to come back."""
+    peer = Peer(way, start(settings={"MCP_MAX_CONCURRENT_CALLS": "2"}))
+    for n in range(100, 103):
+        message = call(n, "probe_waits", seconds=0.5)
+        peer.server.send(message | {"params": peer.message("", message["params"])["params"]})
+    refused = peer.server.receive()
+    error = refused["result"]["_meta"]["plinth/error"]
+    assert (refused["id"], error["code"], error["retry_after_ms"]) == (102, "overloaded", 1000)
+    assert {peer.server.receive()["id"], peer.server.receive()["id"]} == {100, 101}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("way", STDIO, ids=str)
+def test_signal_ends_it_after_the_answers(start: Start, way: Way, number: signal.Signals) -> None:
+    """A call in flight is answered, then the process exits 0."""
+    peer = Peer(way, start())
+    message = peer.message("tools/call", {"name": "probe_waits", "arguments": {"seconds": 0.5}})
+    peer.server.send(message)
+    peer.call("probe_reached")
+    peer.server.process.send_signal(number)
+    assert peer.server.receive()["id"] == message["id"]
+    assert peer.server.process.wait(5) == 0
+    assert peer.server.wait_for("stopped")["lost_calls"] == 0
+
+
+@pytest.mark.parametrize("way", STDIO, ids=str)
+def test_blocking_tool_does_not_hold_the_process(start: Start, way: Way) -> None:
+    """A `def` tool that is still busy after its timeout is left behind."""
+    peer = Peer(way, start())
+    assert peer.error("probe_blocks")["code"] == "timeout"
+    code, _ = peer.server.finish()
+    assert code == 0
+
+
+@pytest.mark.parametrize("way", STDIO, ids=str)
+def test_progress_comes_before_the_answer(start: Start, way: Way) -> None:
+    """Progress is reported under the caller's token."""
+    peer = Peer(way, start())
+    params = {"name": "probe_progress", "arguments": {}, "_meta": {"progressToken": "p1"}}
+    peer.server.send(peer.message("tools/call", params))
+    seen = [peer.server.receive() for _ in range(3)]
+    assert [(m["params"]["progressToken"], m["params"]["progress"]) for m in seen[:2]] == [("p1", 1), ("p1", 2)]
+    assert seen[2]["result"]["content"] == []

@@ -1,0 +1,94 @@
+"""Arguments are held against the published schema, strictly; messages name the field, the rule and the remedy."""
+
+import pytest
+
+from .harness import Json, Peer
+
+SECRET = "hunter22-is-a-value"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ({}, "count: is required"),
+        ({"count": "3"}, "count: must be an integer"),
+        ({"count": 3.5}, "count: must be an integer"),
+        ({"count": True}, "count: must be an integer"),
+        ({"count": None}, "count: must be an integer"),
+        ({"count": 1, "ratio": "1"}, "ratio: must be a number"),
+        ({"count": 1, "flag": 1}, "flag: must be true or false"),
+        ({"count": 1, "flag": "true"}, "flag: must be true or false"),
+        ({"count": 1, "day": SECRET}, "day: must be a date, as in 2026-01-31"),
+        ({"count": 1, "key": SECRET}, "key: must be a UUID"),
+        ({"count": 1, "colour": SECRET}, "colour: must be 'red' or 'blue'"),
+        ({"count": 1, "size": SECRET}, "size: must be 's' or 'm'"),
+        ({"count": 1, "words": SECRET}, "words: must be a list"),
+        ({"count": 1, "words": [1]}, "words.0: must be a string"),
+        ({"count": 1, "words": ["x"] * 1001}, "words: must have at most 1000 items"),
+        ({"count": 1, "words": ["x" * 10_001]}, "words.0: must have at most 10000 characters"),
+        ({"count": 1, "lines": [{"sku": "a", "quantity": 0}]}, "lines.0.quantity: must be at least 1"),
+        ({"count": 1, "lines": [{"sku": "a", "quantity": 1, "colour": 1}]}, "lines.0.colour: is unknown; remove it"),
+        ({"count": 1, "json": SECRET}, "json: must have at most 5 characters"),
+        ({"count": 1, "kount": 1}, "kount: is unknown; remove it (there is count, ratio, "),
+        ({"count": 1, f"{SECRET} <>\n": 1}, "(name): is unknown; remove it"),
+    ],
+)
+def test_wrong_argument(peer: Peer, arguments: Json, problem: str) -> None:
+    """The message says what is wrong with which field, and never gives the value back."""
+    error = peer.error("probe_arguments", **arguments)
+    assert error["code"] == "invalid_arguments"
+    assert problem in error["message"]
+    assert SECRET not in error["message"]
+
+
+def test_every_problem_at_once(peer: Peer) -> None:
+    """A model that reads the message can put everything right in one go."""
+    error = peer.error("probe_arguments", count="x", ratio="x", unknown=1)
+    assert [line.split(":")[0] for line in error["message"].splitlines()] == ["count", "ratio", "unknown"]
+
+
+@pytest.mark.parametrize("value", [[], "x", 1])
+def test_arguments_that_are_no_object(peer: Peer, value: object) -> None:
+    """Then the request itself is malformed."""
+    error = peer.request("tools/call", {"name": "probe_list", "arguments": value})["error"]
+    assert (error["code"], error["data"]["code"]) == (-32602, "invalid_request")
+
+
+def test_right_arguments_arrive_as_their_types(peer: Peer) -> None:
+    """JSON's strings become dates, UUIDs and enum members; a whole number written 3.0 is an integer, as in the schema."""
+    key = "12345678-1234-5678-1234-567812345678"
+    answer = peer.call(
+        "probe_arguments",
+        count=3.0,
+        ratio=2,
+        flag=True,
+        day="2026-01-31",
+        key=key,
+        colour="blue",
+        size="m",
+        words=["a"],
+        lines=[{"sku": "a", "quantity": 1.0}],
+        json="five5",
+    )
+    shown = answer["result"]["structuredContent"]["result"]
+    assert shown == f"3 2.0 True 2026-01-31 {key} blue m ['a'] [Line(sku='a', quantity=1)] five5"
+
+
+def test_deep_nesting_and_broken_unicode_are_refused(peer: Peer) -> None:
+    """Absurd arguments cost little and leave the server well."""
+    nested: list[object] = []
+    for _ in range(150):
+        nested = [nested]
+    assert peer.error("probe_arguments", count=1, words=nested)["code"] == "invalid_arguments"
+    assert peer.call("probe_reached")["result"]["isError"] is False
+
+
+def test_schema_publishes_the_defaults_that_bound(peer: Peer) -> None:
+    """A string or list without a bound of its own is published with the default one; unknown keys are forbidden."""
+    listed = peer.request("tools/list")["result"]["tools"]
+    schema = next(tool for tool in listed if tool["name"] == "probe_arguments")["inputSchema"]
+    words = schema["properties"]["words"]["anyOf"][0]
+    assert (words["maxItems"], words["items"]["maxLength"]) == (1000, 10_000)
+    assert schema["properties"]["json"]["maxLength"] == 5
+    assert schema["additionalProperties"] is False
+    assert schema["$defs"]["Line"]["additionalProperties"] is False
