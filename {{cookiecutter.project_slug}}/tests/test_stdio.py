@@ -20,7 +20,7 @@ def call(rpc_id: int, tool: str, **arguments: object) -> Json:
 @pytest.mark.parametrize("way", STDIO, ids=str)
 def test_pipelined_requests_are_answered_at_the_end_of_input(source: object, way: Way) -> None:
     """`printf … | server` gets all its answers, slow ones too."""
-    messages = calls_of(way, *(call(n, "probe_waits", seconds=0.3) for n in range(1, 21)))
+    messages = calls_of(way, *(call(n, "probe_waits", seconds=0.2) for n in range(1, 21)))
     code, out, _ = run_lines(messages, source=source)  # type: ignore[arg-type]
     answers = {answer["id"]: answer for answer in map(json.loads, out)}
     assert code == 0
@@ -92,7 +92,7 @@ def test_too_many_calls_at_once(start: Start, way: Way) -> None:
     """What exceeds the limit is refused at once, and says when to come back."""
     peer = Peer(way, start(settings={"MCP_MAX_CONCURRENT_CALLS": "2"}))
     for n in range(100, 103):
-        message = call(n, "probe_waits", seconds=0.5)
+        message = call(n, "probe_waits", seconds=0.3)
         peer.server.send(message | {"params": peer.message("", message["params"])["params"]})
     refused = peer.server.receive()
     error = refused["result"]["_meta"]["plinth/error"]
@@ -106,7 +106,7 @@ def test_too_many_calls_at_once(start: Start, way: Way) -> None:
 def test_signal_ends_it_after_the_answers(start: Start, way: Way, number: signal.Signals) -> None:
     """A call in flight is answered, then the process exits 0."""
     peer = Peer(way, start())
-    message = peer.message("tools/call", {"name": "probe_waits", "arguments": {"seconds": 0.5}})
+    message = peer.message("tools/call", {"name": "probe_waits", "arguments": {"seconds": 0.2}})
     peer.server.send(message)
     peer.call("probe_reached")
     peer.server.process.send_signal(number)

@@ -33,6 +33,7 @@ class Wire:
         self.report: Callable[[str, str, dict[str, Any]], None] = self._report
         """`(level, event, fields)`: where stray output and crashes go; the log takes it over once configured."""
         self._lock = threading.Lock()
+        self._dropped = 0
         self._pumps = [self._divert(1, "stdout_noise"), self._divert(2, "stderr_noise")]
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, 0)
@@ -48,16 +49,19 @@ class Wire:
         atexit.register(self.close)  # first registered runs last: after every other exit handler has printed
 
     def write_log(self, line: bytes) -> None:
-        """Write one line to the real stderr, whole; a reader that has gone is no reason to stop."""
-        view = memoryview(line + b"\n")
+        """Write one line to the real stderr, whole.
+
+        A reader that has gone, or that reads nothing, is no reason to stop: after a second, lines are dropped until
+        there is room again, and then counted in an event of their own.
+        """
         with self._lock:
-            while view:
-                try:
-                    view = view[os.write(self.stderr, view) :]
-                except BlockingIOError:
-                    select.select([], [self.stderr], [], 1)
-                except OSError:
-                    return
+            if not self._has_room(0 if self._dropped else 1):
+                self._dropped += 1
+                return
+            if self._dropped:
+                dropped, self._dropped = self._dropped, 0
+                self._write_whole(self._line("warning", "log_lines_dropped", {"count": dropped}))
+            self._write_whole(line)
 
     def write_output(self, text: str) -> None:
         """Write a command's result to the real stdout."""
@@ -87,6 +91,24 @@ class Wire:
         atexit._run_exitfuncs()  # os._exit skips them, and `close` is one
         os._exit(code)
 
+    def _has_room(self, seconds: float) -> bool:
+        """Whether a pipe takes a block without blocking; Windows cannot tell."""
+        return sys.platform == "win32" or bool(select.select([], [self.stderr], [], seconds)[1])
+
+    def _write_whole(self, line: bytes) -> None:
+        view = memoryview(line + b"\n")
+        while view:
+            try:
+                # A pipe with room has room for 4096 bytes (PIPE_BUF on Linux): more could block.
+                view = view[os.write(self.stderr, view[:4096]) :]
+                if view and not self._has_room(1):
+                    return
+            except BlockingIOError:
+                if not self._has_room(1):
+                    return
+            except OSError:
+                return
+
     def _divert(self, number: int, event: str) -> threading.Thread:
         source, target = os.pipe()
         os.dup2(target, number)
@@ -115,8 +137,12 @@ class Wire:
             self.report("warning", event, {"line": text[:_LONGEST_LINE]})
 
     def _report(self, level: str, event: str, fields: dict[str, Any]) -> None:
+        self.write_log(self._line(level, event, fields))
+
+    @staticmethod
+    def _line(level: str, event: str, fields: dict[str, Any]) -> bytes:
         head = {"timestamp": datetime.now(UTC).isoformat(), "level": level, "event": event}
-        self.write_log(json.dumps(head | fields).encode())
+        return json.dumps(head | fields).encode()
 
     def _crash(
         self, kind: type[BaseException], failure: BaseException | None, trace: TracebackType | None, **fields: Any

@@ -2,6 +2,7 @@
 
 import signal
 import socket
+import sys
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Any
@@ -54,8 +55,12 @@ async def serve(app: Application) -> int:
     )
     log = structlog.get_logger()
     async with manager.run(), anyio.create_task_group() as tasks:
-        server = _Server(config)
-        await tasks.start(server.end_on_signal)
+        server: uvicorn.Server
+        if sys.platform == "win32":  # which has no signal receivers; uvicorn's own handling will do
+            server = uvicorn.Server(config)
+        else:
+            server = _Server(config)
+            await tasks.start(server.end_on_signal)
         log.info("listening", transport="http", url=f"http://{shown}:{port}/mcp")
         await server.serve(sockets=[listener])
         tasks.cancel_scope.cancel()

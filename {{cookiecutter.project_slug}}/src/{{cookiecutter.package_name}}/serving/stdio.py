@@ -133,12 +133,13 @@ class _Reader(_Closing):
         self._rest = bytearray()
         self._skipping = False
         self._at_end = False
-        self._ending = anyio.Event()
+        self._reading = anyio.CancelScope()
         self.lost = 0
 
     def end(self) -> None:
         """Read no more, as at the end of input."""
-        self._ending.set()
+        self._at_end = True
+        self._reading.cancel()
 
     def __aiter__(self) -> Self:
         return self
@@ -168,19 +169,12 @@ class _Reader(_Closing):
 
     async def _fill(self) -> None:
         chunk = b""
-        async with anyio.create_task_group() as tasks:
-
-            async def stop_reading() -> None:
-                await self._ending.wait()
-                tasks.cancel_scope.cancel()
-
-            tasks.start_soon(stop_reading)
+        with anyio.CancelScope() as self._reading:
             chunk = await self._read()
-            tasks.cancel_scope.cancel()
         if not chunk:
-            self._at_end = True
-            if not self._ending.is_set() and self._rest:
+            if not self._at_end and self._rest:  # the last line lacks its end
                 self._lines.append(bytes(self._rest))
+            self._at_end = True
             return
         *lines, rest = chunk.split(b"\n")
         for line in lines:
