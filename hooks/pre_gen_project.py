@@ -46,7 +46,7 @@ DISTRIBUTIONS = """
     opentelemetry-api opentelemetry-sdk packaging pathspec pluggy prometheus-client pycparser pydantic
     pydantic-core pydantic-settings pygments pyjwt pytest pytest-asyncio pytest-timeout python-dotenv
     python-multipart pywin32 redis referencing rpds-py ruff sse-starlette starlette structlog tenacity
-    truststore typing-extensions typing-inspection uvicorn uvloop
+    truststore types-jsonschema typing-extensions typing-inspection uvicorn uvloop
 """
 
 # Import names that differ from their distribution's, folders of the project, commands of its environment, and names
