@@ -1,0 +1,50 @@
+"""What runs before anything is installed: finds or fetches uv. Standard library only."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# The version that the generated Dockerfile pins too.
+UV_VERSION = "0.13.9"
+
+BIN = "Scripts" if os.name == "nt" else "bin"
+
+
+def uv() -> str:
+    """Return the path of uv: the one on PATH, or one of our own in `.uv/`, installed with pip when it is missing."""
+    found = shutil.which("uv")
+    if found:
+        return found
+    folder = ROOT / ".uv"
+    own = folder / BIN / ("uv.exe" if os.name == "nt" else "uv")
+    if not own.exists():
+        subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
+        pip = [folder / BIN / "python", "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+        subprocess.run([*pip, f"uv=={UV_VERSION}"], check=True)
+    return str(own)
+
+
+def environment() -> dict[str, str]:
+    """Return this process's environment for uv and servers: the interpreter at hand, and nobody's settings."""
+    unwanted = {"VIRTUAL_ENV", "PYTHONPATH"}
+    variables = {
+        name: value for name, value in os.environ.items() if name not in unwanted and not name.startswith("MCP_")
+    }
+    variables.setdefault("UV_PYTHON", getattr(sys, "_base_executable", sys.executable))
+    variables["UV_PYTHON_DOWNLOADS"] = "never"
+    variables["PATH"] = os.pathsep.join([str(Path(uv()).parent), variables.get("PATH", os.defpath)])
+    return variables
+
+
+def configuration(folder: Path) -> Path:
+    """Write a cookiecutter configuration that keeps the user's own, and replay files, out of it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "config.yaml"
+    folders = {"cookiecutters_dir": str(folder / "templates"), "replay_dir": str(folder / "replay")}
+    path.write_text(json.dumps(folders | {"default_context": {}}), encoding="utf-8")  # JSON is YAML
+    return path

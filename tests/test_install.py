@@ -1,0 +1,107 @@
+"""A fresh project installs, and passes its own lint, format check, type check and tests, without a warning."""
+
+import zipfile
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+import pytest
+
+from rendering import interpreter, metadata, render, run
+
+pytestmark = [pytest.mark.install, pytest.mark.timeout(600)]
+
+HOSTILE = (
+    "\"quotes\", 'apostrophes', \\back\\slashes, 🔩, {{ 7 * 7 }}, {% raw %}, \u05d0\u05d1 \u200f, <b>, $HOME, %s, # x"
+)
+
+CHECKS = ["uv run ruff check", "uv run ruff format --check", "uv run mypy", "uv run pytest"]
+
+
+class Installed(NamedTuple):
+    """An installed project, the Python it was installed for, and what that printed."""
+
+    path: Path
+    python: str
+    output: str
+
+
+@pytest.fixture(scope="class")
+def project(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Installed:
+    """The project of the class that asks, rendered and installed with `uv sync`."""
+    python = interpreter(request.cls.version)
+    if python is None:
+        pytest.skip(f"there is no Python {request.cls.version} on PATH or in pyenv")
+    path = render(tmp_path_factory.mktemp("installed"), **request.cls.answers)
+    sync = run(path, "uv sync", python)
+    assert sync.returncode == 0, sync.stderr
+    return Installed(path, python, sync.stdout + sync.stderr)
+
+
+class Checks:
+    """What holds for every combination of answers; a class each, so that each is installed once, by one worker."""
+
+    version: str
+    answers: ClassVar[dict[str, str]]
+
+    def test_installs_without_a_warning(self, project: Installed) -> None:
+        """`uv sync` has nothing to complain about, and locks the versions."""
+        assert "warning" not in project.output.lower()
+        assert (project.path / "uv.lock").exists()
+
+    @pytest.mark.parametrize("check", CHECKS)
+    def test_passes_its_own_checks(self, project: Installed, check: str) -> None:
+        """Each command a user is told to run succeeds in a project nobody has touched."""
+        done = run(project.path, check, project.python)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "warning" not in (done.stdout + done.stderr).lower()
+
+    def test_wheel_holds_all_it_needs(self, project: Installed) -> None:
+        """The built distribution carries every file of the package, and the licence, and serves when installed on its own."""
+        built = run(project.path, "uv build --quiet --out-dir dist", project.python)
+        assert built.returncode == 0, built.stdout + built.stderr
+        (wheel,) = (project.path / "dist").glob("*.whl")
+        names = zipfile.ZipFile(wheel).namelist()
+        source = project.path / "src"
+        package = {
+            path.relative_to(source).as_posix()
+            for path in source.rglob("*")
+            if path.is_file() and path.suffix != ".pyc"
+        }
+        assert package <= set(names)
+        assert any(name.endswith("licenses/LICENSE") for name in names)
+        slug = metadata(project.path)["name"]
+        listed = run(
+            project.path.parent, f"uv run --isolated --no-project --with '{wheel}' {slug} tools --json", project.python
+        )
+        assert listed.returncode == 0, listed.stderr
+        offered = {path.stem for path in source.glob("*/tools/[a-z]*.py")}
+        assert offered
+        assert all(f'"{name}"' in listed.stdout for name in offered)
+
+
+class TestDefaults(Checks):
+    """Every question answered with return. tests/test_next_steps.py does this again on the Python at hand."""
+
+    version = "3.13"
+    answers: ClassVar[dict[str, str]] = {}
+
+
+class TestSmallest(Checks):
+    """All that can be left out, left out."""
+
+    version = "3.11"
+    answers: ClassVar[dict[str, str]] = {"examples": "no", "ci": "none", "kubernetes": "no", "python_version": "3.11"}
+
+
+class TestHostileText(Checks):
+    """Text that breaks templates, and a short package name, which moves line breaks and the order of imports."""
+
+    version = "3.11"
+    answers: ClassVar[dict[str, str]] = {
+        "project_name": HOSTILE[:100],
+        "project_slug": "x",
+        "description": f"{HOSTILE}\nand a second line",
+        "author_name": HOSTILE[:100],
+        "license": "Proprietary",
+        "kubernetes": "yes",
+    }

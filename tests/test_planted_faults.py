@@ -1,0 +1,82 @@
+"""A generated project's own checks go red when something is wrong: planted faults are found."""
+
+from pathlib import Path
+
+import pytest
+
+from rendering import render, run
+
+pytestmark = [pytest.mark.install, pytest.mark.timeout(600)]
+
+UNUSED_IMPORT = '''"""A module with a fault."""
+
+import os
+'''
+
+STRAY_PRINT = '''"""A module with a fault."""
+
+
+def greet() -> None:
+    """Write where the protocol does."""
+    print("hello")
+'''
+
+UNFORMATTED = '''"""A module with a fault."""
+
+ANSWER = { 'a':1 }
+'''
+
+WRONG_TYPE = '''"""A module with a fault."""
+
+
+def total(prices: list[int]) -> int:
+    """Add up the prices."""
+    return str(sum(prices))
+'''
+
+TOOL_WITHOUT_DESCRIPTION = '''"""A tool that no model would know how to use."""
+
+from ..tooling import tool
+
+
+@tool(title="Planted", read_only=True)
+async def planted() -> str:
+    return "fault"
+'''
+
+TOOL_THAT_FAILS_TO_IMPORT = '''"""A tool whose file fails."""
+
+raise RuntimeError("planted")
+'''
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The default project, installed."""
+    path = render(tmp_path_factory.mktemp("faults"), project_name="Spare Parts")
+    sync = run(path, "uv sync")
+    assert sync.returncode == 0, sync.stderr
+    return path
+
+
+@pytest.mark.parametrize(
+    ("fault", "place", "check", "message"),
+    [
+        pytest.param(UNUSED_IMPORT, "planted.py", "uv run ruff check", "F401", id="unused import"),
+        pytest.param(STRAY_PRINT, "planted.py", "uv run ruff check", "T201", id="print"),
+        pytest.param(UNFORMATTED, "planted.py", "uv run ruff format --check", "planted.py", id="format"),
+        pytest.param(WRONG_TYPE, "planted.py", "uv run mypy", "Incompatible return value", id="type"),
+        pytest.param(TOOL_WITHOUT_DESCRIPTION, "tools/planted.py", "uv run pytest -x", "planted.py", id="docstring"),
+        pytest.param(TOOL_THAT_FAILS_TO_IMPORT, "tools/planted.py", "uv run pytest -x", "planted", id="import"),
+    ],
+)
+def test_planted_fault_is_found(project: Path, fault: str, place: str, check: str, message: str) -> None:
+    """The check that is meant to find a fault fails because of it."""
+    file = project / "src" / "spare_parts" / place
+    file.write_text(fault, encoding="utf-8")
+    try:
+        found = run(project, check)
+    finally:
+        file.unlink()
+    assert found.returncode == 1, found.stdout + found.stderr
+    assert message in found.stdout + found.stderr
