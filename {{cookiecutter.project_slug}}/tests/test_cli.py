@@ -169,6 +169,7 @@ def test_tools_that_cannot_be_served(problems_of: Callable[[dict[str, str]], lis
             "from", "from threading import Lock as Path\nfrom", 1
         ),
         "tools/bad6.py": TOOL.replace("bad()", "bad6()").replace("tool()", "tool(cost=0)"),
+        "tools/bad7.py": TOOL.replace("bad() -> str", "bad7()"),
         "resources/bad.py": TOOL.replace("import tool", "import resource").replace("@tool()", '@resource("a://{b}")'),
     }
     found = problems_of(files)
@@ -181,6 +182,7 @@ def test_tools_that_cannot_be_served(problems_of: Callable[[dict[str, str]], lis
             "tools/bad4.py: bad4: x: *args, **kwargs and positional-only parameters have no schema",
             "tools/bad5.py: bad5: ",
             "tools/bad6.py: bad6: cost and timeout_seconds must be greater than 0",
+            "tools/bad7.py: bad7: has no return annotation; it is the schema of the result",
             "tools/probes.py: probe_reached: tools/bad1.py has a tool of this name too; rename one",
             "resources/bad.py: bad: the variables of a://{b} are not the function's parameters",
         ),

@@ -125,6 +125,11 @@ def test_wrong_result_is_an_internal_error(peer: Peer) -> None:
     assert_outcome(peer, peer.error("probe_wrong"), "internal")
 
 
+def test_data_that_pydantic_refuses_inside_a_tool_is_a_crash(peer: Peer) -> None:
+    """It is not the caller's fault, and not taken for it."""
+    assert_outcome(peer, peer.error("probe_refused_inside"), "internal")
+
+
 def test_results_are_stripped_of_deceiving_characters(peer: Peer) -> None:
     """Control characters, bidirectional overrides and invisible tags go; tab and line end stay."""
     result = peer.call("probe_dirty")["result"]

@@ -88,7 +88,6 @@ def _serve(wire: Wire, **overrides: Any) -> int:
 
     app = build_server(settings)
     gc.enable()
-    gc.freeze()
     options = {"use_uvloop": _has_uvloop()}
     if settings.transport == "stdio":
         from .serving import stdio

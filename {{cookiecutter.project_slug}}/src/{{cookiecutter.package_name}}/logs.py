@@ -7,6 +7,7 @@ output pass the same processors: request id, redaction, exceptions without text 
 import logging
 import os
 import re
+import sys
 from collections.abc import Iterable, MutableMapping
 from contextvars import ContextVar
 from typing import Any
@@ -143,8 +144,6 @@ def _hide_exceptions(logger: object, method: str, event: Event) -> Event:
     failure = event.pop("exc_info", None)
     event.pop("stack_info", None)
     if failure is True or failure == 1:
-        import sys
-
         failure = sys.exc_info()
     if isinstance(failure, tuple):
         failure = failure[1]

@@ -27,6 +27,13 @@ class InvalidResult(Exception):
     """A function did not return what its annotation says; `__cause__` knows where."""
 
 
+class InvalidInside(Exception):
+    """A function met data that pydantic refused; `__cause__` knows where.
+
+    Let through as it is, the SDK's caller could not tell it from malformed parameters of the request.
+    """
+
+
 class Served:
     """One declared function, ready to be called."""
 
@@ -47,10 +54,13 @@ class Served:
             arguments[name] = ctx.lifespan_context[dependency]
         if self.signature.context is not None:
             arguments[self.signature.context] = Context(request_context=ctx, input_params=params)
-        if self._is_async:
-            return await self.declaration.function(**arguments)
-        work = partial(self.declaration.function, **arguments)
-        return await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=self._threads)
+        try:
+            if self._is_async:
+                return await self.declaration.function(**arguments)
+            work = partial(self.declaration.function, **arguments)
+            return await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=self._threads)
+        except ValidationError as error:
+            raise InvalidInside from error
 
 
 class ServedTool(Served):
@@ -58,6 +68,8 @@ class ServedTool(Served):
 
     def __init__(self, declaration: Declaration, threads: anyio.CapacityLimiter) -> None:
         super().__init__(declaration, threads)
+        if self.signature.returns is inspect.Signature.empty:
+            raise TypeError("has no return annotation; it is the schema of the result")
         self._results = Results(self.signature.returns)
         self.listed = types.Tool(
             name=self.name,
@@ -182,7 +194,6 @@ class Registry:
         self.tools: dict[str, ServedTool] = {}
         self.resources: dict[str, ServedResource] = {}
         self.prompts: dict[str, ServedPrompt] = {}
-        self._limiter_size = threads
         limiter = anyio.CapacityLimiter(threads)
         taken: dict[tuple[str, str], Declaration] = {}
         problems: list[str] = []
