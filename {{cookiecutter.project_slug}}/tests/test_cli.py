@@ -14,6 +14,8 @@ from mcp.client.stdio import StdioServerParameters
 from .conftest import PACKAGE_FOLDER, ROOT
 from .harness import PACKAGE, environment, run_command
 
+CLIENTS = ["claude-desktop", "claude-code", "cursor", "vscode"]
+
 
 def problems(*arguments: str, source: Path | None = None) -> list[str]:
     """The problems that a command ends with, exit code 2 and nothing on stdout."""
@@ -63,17 +65,20 @@ def test_tools_lists_what_is_served(source: Path) -> None:
     assert "probe:more probe:use" in table
 
 
-@pytest.mark.parametrize("client", ["claude-desktop", "claude-code", "cursor", "vscode"])
-async def test_client_config_starts_a_server(client: str, tmp_path: Path) -> None:
-    """The server starts as the snippet says, from another folder."""
-    shown = json.loads(run_command("client-config", client).stdout)
-    (entry,) = shown["servers" if client == "vscode" else "mcpServers"].values()
-    server = StdioServerParameters(command=entry["command"], args=entry["args"], cwd=tmp_path)
-    async with Client(server) as connected:
-        assert (await connected.list_tools()).tools
+async def test_client_config_starts_a_server(tmp_path: Path) -> None:
+    """The server starts as each client's snippet says, from another folder."""
+    commands = set()
+    for client in CLIENTS:
+        shown = json.loads(run_command("client-config", client).stdout)
+        (entry,) = shown["servers" if client == "vscode" else "mcpServers"].values()
+        assert entry.get("type", "stdio") == "stdio"
+        commands.add((entry["command"], *entry["args"]))
+    for command, *arguments in commands:
+        async with Client(StdioServerParameters(command=command, args=arguments, cwd=tmp_path)) as connected:
+            assert (await connected.list_tools()).tools
 
 
-@pytest.mark.parametrize("client", ["claude-desktop", "claude-code", "cursor", "vscode"])
+@pytest.mark.parametrize("client", CLIENTS)
 def test_client_config_for_http_names_the_address(client: str) -> None:
     """It follows the configured transport."""
     settings = {"MCP_TRANSPORT": "http", "MCP_PORT": "8123"}
@@ -100,7 +105,7 @@ def test_new_tool_is_served_and_passes_its_test(project: Path) -> None:
     ]
     assert "find_invoice" in run_command("tools", source=source).stdout
     subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_find_invoice.py"],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "modern", "tests/test_find_invoice.py"],
         cwd=project,
         env=environment(source),
         check=True,

@@ -29,9 +29,8 @@ def test_pipelined_requests_are_answered_at_the_end_of_input(source: object, way
 
 
 @pytest.mark.parametrize("way", STDIO, ids=str)
-def test_message_that_is_not_json(start: Start, way: Way) -> None:
+def test_message_that_is_not_json(peer: Peer) -> None:
     """It is answered with a parse error, and the next good request is served."""
-    peer = Peer(way, start())
     peer.server.send(b"GET / HTTP/1.1")
     error = peer.server.receive()
     assert (error["id"], error["error"]["code"]) == (None, -32700)
@@ -52,9 +51,8 @@ NO_MESSAGES = [
 
 
 @pytest.mark.parametrize("way", STDIO, ids=str)
-def test_json_that_is_no_message(start: Start, way: Way) -> None:
+def test_json_that_is_no_message(peer: Peer) -> None:
     """A batch and other JSON are refused as an invalid request, under their id where there is one."""
-    peer = Peer(way, start())
     for message, rpc_id in NO_MESSAGES:
         peer.server.send(json.dumps(message).encode())
         answer = peer.server.receive()
@@ -74,9 +72,8 @@ def test_line_beyond_the_limit(start: Start, way: Way) -> None:
 
 
 @pytest.mark.parametrize("way", STDIO, ids=str)
-def test_the_other_era_is_refused(start: Start, way: Way) -> None:
+def test_the_other_era_is_refused(peer: Peer, way: Way) -> None:
     """The first request of a pipe fixes its era; the refusal is complete like every other error."""
-    peer = Peer(way, start())
     assert peer.call("probe_reached")["result"]["isError"] is False
     other: Json = {"jsonrpc": "2.0", "id": 99, "method": "tools/list", "params": {"_meta": ENVELOPE}}
     if way.version == MODERN:
@@ -125,9 +122,8 @@ def test_blocking_tool_does_not_hold_the_process(start: Start, way: Way) -> None
 
 
 @pytest.mark.parametrize("way", STDIO, ids=str)
-def test_progress_comes_before_the_answer(start: Start, way: Way) -> None:
+def test_progress_comes_before_the_answer(peer: Peer) -> None:
     """Progress is reported under the caller's token."""
-    peer = Peer(way, start())
     params = {"name": "probe_progress", "arguments": {}, "_meta": {"progressToken": "p1"}}
     peer.server.send(peer.message("tools/call", params))
     seen = [peer.server.receive() for _ in range(3)]
