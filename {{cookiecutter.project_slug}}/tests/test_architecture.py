@@ -11,7 +11,7 @@ from .conftest import PACKAGE_FOLDER
 ORDER = (
     *("__main__", "cli", "clients", "scaffold", "serving", "server", "sdk", "registry", "contracts"),
     *("tools", "resources", "prompts", "shop", "guards", "calls", "auth", "tooling", "settings", "validation"),
-    *("logs", "errors", "wire", "__init__"),
+    *("logs", "errors", "text", "wire", "__init__"),
 )
 USERS = {"tools", "resources", "prompts"}
 MODULES = sorted(path.relative_to(PACKAGE_FOLDER) for path in PACKAGE_FOLDER.rglob("*.py"))

@@ -34,6 +34,8 @@ def problems(*arguments: str, source: Path | None = None) -> list[str]:
         (["client-config", "emacs"], "invalid choice: 'emacs'"),
         (["new-tool", "not a name"], "must be a Python function name"),
         (["new-tool", "class"], "must be a Python function name"),
+        (["new-tool", "print"], "must be a Python function name"),
+        (["--port", "x", "tools"], "MCP_PORT: must be an integer"),
     ],
 )
 def test_wrong_command_line(arguments: list[str], problem: str) -> None:
@@ -127,21 +129,28 @@ def bad() -> str:
 """
 
 
+SAME = (
+    TOOL.replace("import tool", "import resource")
+    .replace("@tool()", '@resource("probe://text")')
+    .replace("bad", "same")
+)
+
+
 @pytest.fixture
-def problems_of(source: Path, tmp_path: Path) -> Callable[[dict[str, str]], list[str]]:
+def problems_of(source: Path, tmp_path: Path) -> Callable[..., list[str]]:
     """The problems of a server into which these files were dropped."""
     copy = tmp_path / "source"
 
-    def drop(files: dict[str, str]) -> list[str]:
+    def drop(files: dict[str, str], *options: str) -> list[str]:
         shutil.copytree(source, copy, dirs_exist_ok=True)
         for name, text in files.items():
             (copy / PACKAGE / name).write_text(text, encoding="utf-8")
-        return problems("serve", source=copy)
+        return problems("serve", *options, source=copy)
 
     return drop
 
 
-def test_tool_files_that_cannot_be_imported(problems_of: Callable[[dict[str, str]], list[str]]) -> None:
+def test_tool_files_that_cannot_be_imported(problems_of: Callable[..., list[str]]) -> None:
     """One line for each names the file and what to do; exit 2, never a traceback."""
     files = {
         "tools/bad1.py": "def broken(:\n",
@@ -151,19 +160,29 @@ def test_tool_files_that_cannot_be_imported(problems_of: Callable[[dict[str, str
         "tools/bad5.py": TOOL.replace("tool()", "tool(cots=1)"),
         "tools/bad6.py": TOOL.replace("@tool()", "@missing()"),
         "tools/bad7.py": TOOL.replace("import tool", "import prompt").replace("@tool()", "@prompt()"),
+        "tools/bad8.py": "import sys\nsys.exit('no')\n",
+        "tools/bad9.py": TOOL.replace("@tool()", "@tool"),
+        "tools/bada.py": TOOL.replace("tool()", "tool(scopes='orders:write')"),
+        "tools/badb.py": TOOL.replace("tool()", "tool(cost=0)"),
+        "tools/badc.py": TOOL.replace("tool()", "tool(timeout_seconds='5')"),
     }
     assert problems_of(files) == [
         "tools/bad1.py, line 1: invalid syntax",
-        "tools/bad2.py: No module named 'no_such_module'",
+        "tools/bad2.py, line 1: No module named 'no_such_module'",
         "tools/bad3.py, line 1: ZeroDivisionError while it was imported",
         "tools/bad4.py: declares no @tool; start the name of a helper module with an underscore",
         "tools/bad5.py, line 4: TypeError while it was imported",
-        "tools/bad6.py: name 'missing' is not defined",
+        "tools/bad6.py, line 4: name 'missing' is not defined",
         "tools/bad7.py: bad is a @prompt; move it to prompts/",
+        "tools/bad8.py, line 2: SystemExit while it was imported",
+        "tools/bad9.py, line 4: write @tool() with parentheses",
+        "tools/bada.py, line 4: scopes is a set of names, as in scopes=['orders:write']",
+        "tools/badb.py, line 4: cost is 1 or more",
+        "tools/badc.py, line 4: timeout_seconds is a number greater than 0",
     ]
 
 
-def test_tools_that_cannot_be_served(problems_of: Callable[[dict[str, str]], list[str]]) -> None:
+def test_tools_that_cannot_be_served(problems_of: Callable[..., list[str]]) -> None:
     """Two of one name, none to describe it, and signatures that no schema can be made of."""
     files = {
         "tools/bad1.py": TOOL.replace("bad()", "probe_reached()"),
@@ -173,7 +192,11 @@ def test_tools_that_cannot_be_served(problems_of: Callable[[dict[str, str]], lis
         "tools/bad5.py": TOOL.replace("bad()", "bad5(x: Path)").replace(
             "from", "from threading import Lock as Path\nfrom", 1
         ),
-        "tools/bad6.py": TOOL.replace("bad()", "bad6()").replace("tool()", "tool(cost=0)"),
+        "tools/bad6.py": TOOL.replace("bad()", "bad6()").replace('return ""', 'yield ""'),
+        "tools/bad8.py": TOOL.replace("bad()", "bad8(x: Annotated[int, Field(alias='y')])").replace(
+            "from", "from typing import Annotated\nfrom pydantic import Field\nfrom", 1
+        ),
+        "resources/same.py": SAME,
         "tools/bad7.py": TOOL.replace("bad() -> str", "bad7()"),
         "resources/bad.py": TOOL.replace("import tool", "import resource").replace("@tool()", '@resource("a://{b}")'),
     }
@@ -186,14 +209,44 @@ def test_tools_that_cannot_be_served(problems_of: Callable[[dict[str, str]], lis
             "tools/bad3.py: bad3: x has no annotation",
             "tools/bad4.py: bad4: x: *args, **kwargs and positional-only parameters have no schema",
             "tools/bad5.py: bad5: ",
-            "tools/bad6.py: bad6: cost and timeout_seconds must be greater than 0",
+            "tools/bad6.py: bad6: is a generator; return the whole value",
             "tools/bad7.py: bad7: has no return annotation; it is the schema of the result",
+            "tools/bad8.py: bad8: x: an alias is not published; give the parameter the name it is to have",
             "tools/probes.py: probe_reached: tools/bad1.py has a tool of this name too; rename one",
             "resources/bad.py: bad: the variables of a://{b} are not the function's parameters",
+            "resources/: two resources have the URI probe://text; change one",
         ),
         strict=True,
     ):
         assert line.startswith(problem)
+
+
+DEPENDENT = (
+    TOOL.replace("import tool", "import Depends, tool")
+    .replace("bad()", "bad(x: Annotated[int, Depends(open_x)])")
+    .replace("from", "from contextlib import asynccontextmanager\nfrom typing import Annotated\nfrom", 1)
+    .replace(
+        "\n\n\n",
+        """
+
+
+@asynccontextmanager
+async def open_x(settings):
+    raise ConnectionRefusedError("hunter22")
+    yield
+
+
+""",
+        1,
+    )
+)
+
+
+@pytest.mark.parametrize("transport", ["stdio", "http"])
+def test_dependency_that_does_not_open(problems_of: Callable[..., list[str]], transport: str) -> None:
+    """The start ends with a line that names it, over both transports."""
+    crash, problem = problems_of({"tools/bad.py": DEPENDENT}, "--transport", transport, "--port", "0")
+    assert (crash, problem) == ("crash", "bad.open_x: ConnectionRefusedError while this dependency was opened")
 
 
 def test_source_tree_is_needed_for_new_tool(tmp_path: Path) -> None:

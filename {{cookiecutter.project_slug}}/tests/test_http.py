@@ -26,7 +26,7 @@ def test_probes_answer_in_json(peer: Peer, path: str) -> None:
         (b"[]", {}, 400),
         (b'[{"jsonrpc": "2.0", "id": 1, "method": "ping"}]', {}, 400),
         (b'{"jsonrpc": "2.0", "id": 1}', {}, 400),
-        (b"{}", {"Content-Type": "text/plain"}, 400),
+        (b"{}", {"Content-Type": "text/plain"}, 415),
         (b"{}", {"Host": "evil.example.com"}, 421),
         (b"{}", {"Host": "127.0.0.1.evil.example.com"}, 421),
         (b"{}", {"Origin": "https://evil.example.com"}, 403),
@@ -100,8 +100,9 @@ def test_healthcheck_follows_the_server(start: Start) -> None:
 
 
 def test_healthcheck_on_stdio() -> None:
-    """There it says whether this configuration starts."""
+    """There it says whether this configuration starts; a bad one is unhealthy, not a third state."""
     assert run_command("healthcheck").returncode == 0
+    assert run_command("healthcheck", settings={"MCP_PORT": "x"}).returncode == 1
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")

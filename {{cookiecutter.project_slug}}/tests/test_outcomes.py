@@ -59,6 +59,8 @@ def test_success_is_ok(peer: Peer) -> None:
 @pytest.mark.parametrize(
     ("method", "params", "rpc_code", "code"),
     [
+        ("resources/read", {"uri": "probe://files/..%2F..%2Fetc"}, -32602, "invalid_arguments"),
+        ("resources/read", {"uri": "probe://files/%2Fetc%2Fpasswd"}, -32602, "invalid_arguments"),
         ("tools/call", {"name": "no_such_tool", "arguments": {}}, -32602, "unknown_tool"),
         ("prompts/get", {"name": "no_such_prompt"}, -32602, "not_found"),
         ("prompts/get", {"name": "probe_prompt", "arguments": {"count": "x"}}, -32602, "invalid_arguments"),
@@ -125,9 +127,51 @@ def test_wrong_result_is_an_internal_error(peer: Peer) -> None:
     assert_outcome(peer, peer.error("probe_wrong"), "internal")
 
 
-def test_data_that_pydantic_refuses_inside_a_tool_is_a_crash(peer: Peer) -> None:
-    """It is not the caller's fault, and not taken for it."""
-    assert_outcome(peer, peer.error("probe_refused_inside"), "internal")
+@pytest.mark.parametrize(
+    "tool", ["probe_refused_inside", "probe_stray_cancel", "probe_exits", "probe_exits_in_a_thread"]
+)
+def test_whatever_a_tool_raises_is_its_own_crash(peer: Peer, tool: str) -> None:
+    """It is not taken for the caller's fault, and does not end the server."""
+    assert_outcome(peer, peer.error(tool), "internal")
+    assert peer.call("probe_list")["result"]["isError"] is False
+
+
+def test_the_sdks_own_exception_shows_nothing_of_it(peer: Peer) -> None:
+    """An `MCPError` from some client library inside a tool is a crash like any other."""
+    error = peer.error("probe_sdk_error", secret="hunter22")
+    assert_outcome(peer, error, "internal")
+    assert "hunter22" not in str(error)
+
+
+def test_failure_inside_a_task_group_is_still_that_failure(peer: Peer) -> None:
+    """The group around it is unwrapped."""
+    error = peer.error("probe_group")
+    assert (error["code"], error["message"]) == ("failed", "from inside")
+
+
+def test_messages_are_cleaned_and_bounded(peer: Peer) -> None:
+    """A refusal is no way around what holds for results."""
+    assert peer.error("probe_long_failure")["message"] == "[31m" + "y" * 3996
+
+
+def test_model_that_cannot_read_what_it_writes(peer: Peer) -> None:
+    """The published schema judges, not the round trip."""
+    written = peer.call("probe_written")["result"]["structuredContent"]
+    assert written == {"day": "31.01.2026", "year": 2026}
+
+
+def test_tool_that_asks_back(peer: Peer) -> None:
+    """Its state is sealed on the way out and opened on the way in; an era that cannot be asked is told so."""
+    if peer.way.version == LEGACY:
+        assert peer.error("probe_asks")["code"] == "failed"
+        return
+    asked = peer.call("probe_asks")["result"]
+    assert asked["resultType"] == "input_required"
+    assert "remembered" not in str(asked)
+    params = {"name": "probe_asks", "arguments": {}, "requestState": asked["requestState"]}
+    assert peer.request("tools/call", params)["result"]["structuredContent"] == {"result": "remembered"}
+    error = peer.request("tools/call", params | {"requestState": "made-up"})["error"]
+    assert (error["code"], error["data"]["code"]) == (-32602, "invalid_request")
 
 
 def test_results_are_stripped_of_deceiving_characters(peer: Peer) -> None:
@@ -151,6 +195,8 @@ def test_resources_are_text_bytes_or_json(peer: Peer) -> None:
     """Bytes are base64, and other values become JSON."""
     read = peer.request("resources/read", {"uri": "probe://bytes"})["result"]["contents"][0]
     assert (read["mimeType"], read["blob"]) == ("image/png", "iVBORw==")
+    read = peer.request("resources/read", {"uri": "probe://files/index"})["result"]["contents"][0]
+    assert read["text"] == "the index", "a fixed URI is not the template's to answer"
     read = peer.request("resources/read", {"uri": "probe://numbers/7"})["result"]["contents"][0]
     assert (read["mimeType"], read["text"]) == ("application/json", '{"number":7}')
 

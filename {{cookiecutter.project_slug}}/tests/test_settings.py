@@ -1,24 +1,27 @@
 """Settings: what exists is documented, and what is wrong is said by name."""
 
 import json
+import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 
+from {{ cookiecutter.package_name }} import settings
 from {{ cookiecutter.package_name }}.errors import StartError
 from {{ cookiecutter.package_name }}.settings import PREFIX, Settings, load_settings
 
 from .conftest import PACKAGE_FOLDER, ROOT
-from .harness import run_command
+from .harness import PACKAGE, run_command
 
 VARIABLES = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
 
 
 @pytest.fixture(autouse=True)
-def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A developer's `.env` and variables do not reach the tests."""
-    monkeypatch.chdir(tmp_path)
+def _no_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A developer's variables, and the project's `.env`, do not reach the tests."""
+    monkeypatch.setattr(settings, "_ROOT", tmp_path)
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
 
@@ -79,12 +82,24 @@ def test_command_line_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch)
         load_settings({"port": "x"})
 
 
-def test_dotenv_is_read_in_development_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Production takes its settings from the platform."""
-    (tmp_path / ".env").write_text("MCP_PORT=9001\n", encoding="utf-8")
-    assert load_settings({}).port == 9001
-    monkeypatch.setenv("MCP_ENVIRONMENT", "production")
-    assert load_settings({}).port == 8000
+def test_dotenv_is_the_projects_own_and_for_development(tmp_path: Path) -> None:
+    """Clients start servers in the folder that is open in them: a `.env` there is not read. Nor is any in production."""
+    package = tmp_path / "project" / "src" / PACKAGE
+    shutil.copytree(PACKAGE_FOLDER, package)
+    (tmp_path / "project" / "pyproject.toml").touch()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+
+    def exit_code(**settings: str) -> int:
+        return run_command("tools", source=package.parent, folder=elsewhere, settings=settings).returncode
+
+    (elsewhere / ".env").write_text("MCP_PORT=bad\n", encoding="utf-8")
+    assert exit_code() == 0
+    (tmp_path / "project" / ".env").write_text("MCP_PORT=bad\n", encoding="utf-8")
+    assert exit_code() == 2
+    assert exit_code(MCP_ENVIRONMENT="production") == 0
+    (tmp_path / "project" / ".env").write_text("MCP_ENVIRONMENT=production\n", encoding="utf-8")
+    assert exit_code() == 2
 
 
 def test_empty_variable_counts_as_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,9 +115,9 @@ def test_secret_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """`MCP_<NAME>_FILE` names a file that holds the secret."""
     (tmp_path / "key").write_text(f"{KEY},{KEY}2\n", encoding="utf-8")
     monkeypatch.setenv("MCP_REQUEST_STATE_KEYS_FILE", str(tmp_path / "key"))
-    settings = load_settings({})
-    assert settings.sealing_keys == [KEY, f"{KEY}2"]
-    assert KEY not in repr(settings)
+    loaded = load_settings({})
+    assert loaded.sealing_keys == [KEY, f"{KEY}2"]
+    assert KEY not in repr(loaded)
 
 
 @pytest.mark.parametrize(
@@ -110,6 +125,8 @@ def test_secret_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     [
         ({"MCP_REQUEST_STATE_KEYS_FILE": "nowhere"}, "MCP_REQUEST_STATE_KEYS_FILE: the file it names cannot be read"),
         ({"MCP_REQUEST_STATE_KEYS_FILE": "x", "MCP_REQUEST_STATE_KEYS": KEY}, "both are set; keep one"),
+        ({"MCP_REQUEST_STATE_KEYS_FILE": os.devnull}, "MCP_REQUEST_STATE_KEYS: must be keys of at least 32 characters"),
+        ({"MCP_REQUEST_STATE_KEYS": ","}, "MCP_REQUEST_STATE_KEYS: must be keys of at least 32 characters"),
     ],
 )
 def test_secret_file_that_cannot_be_used(

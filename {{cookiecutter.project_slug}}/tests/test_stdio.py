@@ -3,6 +3,7 @@
 import json
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -11,24 +12,29 @@ from .harness import ENVELOPE, MODERN, STDIO, Json, Peer, Way, run_lines
 from .test_logs import calls_of
 
 
+@pytest.fixture(params=STDIO, ids=str)
+def way(request: pytest.FixtureRequest) -> Way:
+    """Each era, over stdio only."""
+    found: Way = request.param
+    return found
+
+
 def call(rpc_id: int, tool: str, **arguments: object) -> Json:
     """One `tools/call`."""
     params = {"name": tool, "arguments": arguments}
     return {"jsonrpc": "2.0", "id": rpc_id, "method": "tools/call", "params": params}
 
 
-@pytest.mark.parametrize("way", STDIO, ids=str)
-def test_pipelined_requests_are_answered_at_the_end_of_input(source: object, way: Way) -> None:
+def test_pipelined_requests_are_answered_at_the_end_of_input(source: Path, way: Way) -> None:
     """`printf … | server` gets all its answers, slow ones too."""
     messages = calls_of(way, *(call(n, "probe_waits", seconds=0.2) for n in range(1, 21)))
-    code, out, _ = run_lines(messages, source=source)  # type: ignore[arg-type]
+    code, out, _ = run_lines(messages, source=source)
     answers = {answer["id"]: answer for answer in map(json.loads, out)}
     assert code == 0
     assert set(range(1, 21)) <= set(answers)
     assert all(answers[n]["result"]["structuredContent"] == {"result": "done"} for n in range(1, 21))
 
 
-@pytest.mark.parametrize("way", STDIO, ids=str)
 def test_message_that_is_not_json(peer: Peer) -> None:
     """It is answered with a parse error, and the next good request is served."""
     peer.server.send(b"GET / HTTP/1.1")
@@ -50,7 +56,6 @@ NO_MESSAGES = [
 ]
 
 
-@pytest.mark.parametrize("way", STDIO, ids=str)
 def test_json_that_is_no_message(peer: Peer) -> None:
     """A batch and other JSON are refused as an invalid request, under their id where there is one."""
     for message, rpc_id in NO_MESSAGES:
@@ -60,7 +65,40 @@ def test_json_that_is_no_message(peer: Peer) -> None:
     assert peer.call("probe_reached")["result"]["isError"] is False
 
 
-@pytest.mark.parametrize("way", STDIO, ids=str)
+@pytest.mark.parametrize("rpc_id", [[1], {"a": 1}, None, True, 1.5, "unknown"])
+def test_odd_cancellation_is_ignored(peer: Peer, rpc_id: object) -> None:
+    """Whatever it names, it ends nothing."""
+    peer.server.send({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": rpc_id}})
+    assert peer.call("probe_list")["result"]["isError"] is False
+
+
+def test_call_that_outlasts_the_end_of_input_is_cut_and_answered(start: Start, way: Way) -> None:
+    """It gets `shutting_down`, one line in the log, and the exit code says that a call was cut."""
+    peer = Peer(way, start())
+    messages = [
+        peer.message("tools/call", {"name": name, "arguments": {"seconds": 30}})
+        for name in ("probe_waits", "probe_waits_in_a_thread")
+    ]
+    for message in messages:
+        peer.server.send(message)
+    code, left = peer.server.finish()
+    answers = {answer["id"]: answer["result"]["_meta"]["plinth/error"] for answer in map(json.loads, left)}
+    assert (code, set(answers)) == (1, {message["id"] for message in messages})
+    for error in answers.values():
+        assert (error["code"], "not known whether it took effect" in error["message"]) == ("shutting_down", True)
+        lines = [e for e in peer.server.log if e["event"] == "request" and e["request_id"] == error["request_id"]]
+        assert [line["outcome"] for line in lines] == ["shutting_down"]
+    assert peer.server.wait_for("stopped")["cut_calls"] == 2
+
+
+def test_an_id_used_twice_is_answered_twice(source: Path) -> None:
+    """Each request that was read gets its answer, whatever the client calls them."""
+    calls = [call(1, "probe_waits", seconds=0.1), call(1, "probe_waits", seconds=0.4)]
+    code, out, _ = run_lines(calls_of(Way("stdio", MODERN), *calls), source=source)
+    assert (code, len(out)) == (0, 2)
+    assert all(json.loads(line)["result"]["isError"] is False for line in out)
+
+
 def test_line_beyond_the_limit(start: Start, way: Way) -> None:
     """It is refused without being kept, and the next good request is served."""
     peer = Peer(way, start(settings={"MCP_MAX_REQUEST_BYTES": "4096"}))
@@ -71,7 +109,6 @@ def test_line_beyond_the_limit(start: Start, way: Way) -> None:
     assert peer.call("probe_reached")["result"]["isError"] is False
 
 
-@pytest.mark.parametrize("way", STDIO, ids=str)
 def test_the_other_era_is_refused(peer: Peer, way: Way) -> None:
     """The first request of a pipe fixes its era; the refusal is complete like every other error."""
     assert peer.call("probe_reached")["result"]["isError"] is False
@@ -84,7 +121,6 @@ def test_the_other_era_is_refused(peer: Peer, way: Way) -> None:
     assert error["data"]["code"] == "invalid_request"
 
 
-@pytest.mark.parametrize("way", STDIO, ids=str)
 def test_too_many_calls_at_once(start: Start, way: Way) -> None:
     """What exceeds the limit is refused at once, and says when to come back."""
     peer = Peer(way, start(settings={"MCP_MAX_CONCURRENT_CALLS": "2"}))
@@ -99,7 +135,6 @@ def test_too_many_calls_at_once(start: Start, way: Way) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("way", STDIO, ids=str)
 def test_signal_ends_it_after_the_answers(start: Start, way: Way, number: signal.Signals) -> None:
     """A call in flight is answered, then the process exits 0."""
     peer = Peer(way, start())
@@ -109,10 +144,9 @@ def test_signal_ends_it_after_the_answers(start: Start, way: Way, number: signal
     peer.server.process.send_signal(number)
     assert peer.server.receive()["id"] == message["id"]
     assert peer.server.process.wait(5) == 0
-    assert peer.server.wait_for("stopped")["lost_calls"] == 0
+    assert peer.server.wait_for("stopped")["cut_calls"] == 0
 
 
-@pytest.mark.parametrize("way", STDIO, ids=str)
 def test_blocking_tool_does_not_hold_the_process(start: Start, way: Way) -> None:
     """A `def` tool that is still busy after its timeout is left behind."""
     peer = Peer(way, start())
@@ -121,7 +155,6 @@ def test_blocking_tool_does_not_hold_the_process(start: Start, way: Way) -> None
     assert code == 0
 
 
-@pytest.mark.parametrize("way", STDIO, ids=str)
 def test_progress_comes_before_the_answer(peer: Peer) -> None:
     """Progress is reported under the caller's token."""
     params = {"name": "probe_progress", "arguments": {}, "_meta": {"progressToken": "p1"}}

@@ -1,8 +1,10 @@
 """Arguments are held against the published schema, strictly; messages name the field, the rule and the remedy."""
 
+import json
+
 import pytest
 
-from .harness import Json, Peer
+from .harness import Json, Peer, answer_of
 
 SECRET = "hunter22-is-a-value"
 
@@ -81,6 +83,44 @@ def test_deep_nesting_and_broken_unicode_are_refused(peer: Peer) -> None:
         nested = [nested]
     assert peer.error("probe_arguments", count=1, words=nested)["code"] == "invalid_arguments"
     assert peer.call("probe_reached")["result"]["isError"] is False
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ({"name": "x" * 10_001}, "node.name: must have at most 10000 characters"),
+        ({"name": "x", "parents": [{"name": "x" * 10_001}]}, "node.parents.0.name: must have at most 10000 characters"),
+        ({"name": "x", "parents": [{"name": "x"}] * 1001}, "node.parents: must have at most 1000 items"),
+    ],
+)
+def test_default_bounds_hold_at_every_depth(peer: Peer, arguments: Json, problem: str) -> None:
+    """In models, in models of models, and in collections of any kind."""
+    assert peer.error("probe_nested", node=arguments)["message"] == problem
+
+
+def test_own_bound_wins_wherever_it_is_written(peer: Peer) -> None:
+    """In the annotation or in the default."""
+    error = peer.error("probe_nested", node={"name": "x"}, mark="abcd")
+    assert error["message"] == "mark: must have at most 3 characters"
+
+
+def test_union_is_named_by_its_field(peer: Peer) -> None:
+    """Not by what pydantic calls its members."""
+    lines = peer.error("probe_nested", node={"name": "x"}, either=None)["message"].splitlines()
+    assert lines == ["either: must be an integer", "either: must be a string"]
+
+
+@pytest.mark.parametrize("number", [b"NaN", b"Infinity", b"1e999"])
+def test_number_that_is_none(peer: Peer, number: bytes) -> None:
+    """It is refused wherever it is noticed: JSON has no such number."""
+    message = peer.message("tools/call", {"name": "probe_nested", "arguments": {"node": {"name": "x"}, "ratio": 7.5}})
+    body = json.dumps(message).encode().replace(b"7.5", number)
+    if peer.way.transport == "http":
+        answer = answer_of(peer.post(body, {"Mcp-Method": "tools/call", "Mcp-Name": "probe_nested"}))
+    else:
+        peer.server.send(body)
+        answer = peer.server.receive()
+    assert "error" in answer or answer["result"]["isError"] is True
 
 
 def test_schema_publishes_the_defaults_that_bound(peer: Peer) -> None:

@@ -48,6 +48,15 @@ class Call:
     trace_id: str | None = None
 
 
+def effect_of(target: Target) -> tuple[str, bool]:
+    """What can be said of a call that was cut short: whether it may have taken effect, and whether to repeat it."""
+    if target.read_only:
+        return "Nothing was changed; it is safe to retry.", True
+    if target.idempotent:
+        return "It may have taken effect; repeating the same call is safe.", True
+    return "It is not known whether it took effect: check before you repeat it.", False
+
+
 Proceed = Callable[[Call], Awaitable[Any]]
 
 

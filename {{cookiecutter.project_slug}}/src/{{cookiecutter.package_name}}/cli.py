@@ -28,14 +28,21 @@ def main(argv: Sequence[str], wire: Wire) -> int:
         command = arguments.pop("run", _serve)
         return int(command(wire, **arguments))
     except StartError as error:
-        for problem in error.problems:
-            wire.report("error", problem, {})
+        _report(wire, error)
         return 2
+    except OSError as error:  # of write_output: nothing else that may fail so is left to come here
+        _report(wire, StartError([f"the result cannot be written ({error.strerror})"]))
+        return 1
     except SystemExit as done:  # --help and --version
         wire.write_output(printed.getvalue())
         return int(done.code or 0)
     except KeyboardInterrupt:
         return 130
+
+
+def _report(wire: Wire, error: StartError) -> None:
+    for problem in dict.fromkeys(error.problems):
+        wire.report("error", problem, {})
 
 
 class _Parser(argparse.ArgumentParser):
@@ -80,6 +87,7 @@ def _configure(wire: Wire, **overrides: Any) -> Settings:
 
 def _serve(wire: Wire, **overrides: Any) -> int:
     settings = _configure(wire, **overrides)
+    import asyncio
     import gc
 
     import anyio
@@ -87,40 +95,52 @@ def _serve(wire: Wire, **overrides: Any) -> int:
     from .server import build_server
 
     app = build_server(settings)
+    gc.freeze()  # what was imported stays: the first collection would cost a tenth of the start to find that out
     gc.enable()
     options = {"use_uvloop": _has_uvloop()}
-    if settings.transport == "stdio":
-        from .serving import stdio
 
-        return anyio.run(stdio.serve, app, wire, backend_options=options)
-    from .serving import http
+    async def serve() -> int:
+        asyncio.get_running_loop().set_exception_handler(logs.log_loop_error)
+        if settings.transport == "stdio":
+            from .serving import stdio
 
-    return anyio.run(http.serve, app, backend_options=options)
+            return await stdio.serve(app, wire)
+        from .serving import http
+
+        return await http.serve(app)
+
+    return anyio.run(serve, backend_options=options)
 
 
-def _healthcheck(wire: Wire) -> int:
-    settings = _configure(wire)
+def _healthcheck(wire: Wire, **overrides: Any) -> int:
+    try:
+        return 0 if _is_healthy(_configure(wire, **overrides)) else 1
+    except StartError as error:  # 2 is not a container's word for unhealthy
+        _report(wire, error)
+        return 1
+
+
+def _is_healthy(settings: Settings) -> bool:
     if settings.transport == "stdio":
         # The pipe belongs to the client: what can be known from outside is that this configuration starts.
         from .server import build_server
 
         build_server(settings)
-        return 0
+        return True
     from http.client import HTTPConnection, HTTPException
 
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
-    connection = HTTPConnection(host, settings.port, timeout=3)
+    connection = HTTPConnection(settings.reachable_host, settings.port, timeout=3)
     try:
         connection.request("GET", "/readyz")
-        return 0 if connection.getresponse().status == 200 else 1
+        return connection.getresponse().status == 200
     except (OSError, HTTPException):
-        return 1
+        return False
     finally:
         connection.close()
 
 
-def _tools(wire: Wire, *, as_json: bool) -> int:
-    settings = _configure(wire)
+def _tools(wire: Wire, *, as_json: bool, **overrides: Any) -> int:
+    settings = _configure(wire, **overrides)
     from pydantic_core import to_json
 
     from .server import build_server
@@ -149,14 +169,14 @@ def _tools(wire: Wire, *, as_json: bool) -> int:
     return 0
 
 
-def _client_config(wire: Wire, *, client: str) -> int:
+def _client_config(wire: Wire, *, client: str, **overrides: Any) -> int:
     from .clients import snippet
 
-    wire.write_output(snippet(client, _configure(wire)))
+    wire.write_output(snippet(client, _configure(wire, **overrides)))
     return 0
 
 
-def _new_tool(wire: Wire, *, name: str) -> int:
+def _new_tool(wire: Wire, *, name: str, **_: Any) -> int:
     from .scaffold import new_tool
 
     for path in new_tool(name):

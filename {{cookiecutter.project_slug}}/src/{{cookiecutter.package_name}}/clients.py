@@ -14,7 +14,7 @@ def snippet(client: str, settings: Settings) -> str:
     `claude-desktop`: `claude_desktop_config.json`; `claude-code`: `.mcp.json` in the project; `cursor`:
     `.cursor/mcp.json`; `vscode`: `.vscode/mcp.json`.
     """
-    url = f"http://{settings.host}:{settings.port}/mcp"
+    url = f"http://{settings.reachable_host}:{settings.port}/mcp"
     entry: dict[str, Any]
     if settings.transport == "stdio":
         # The interpreter's full path: clients start servers with a short PATH and in a folder of their own.

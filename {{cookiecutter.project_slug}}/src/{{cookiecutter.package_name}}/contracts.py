@@ -5,20 +5,20 @@ validated against their own schema, stripped of characters that can deceive a re
 """
 
 import inspect
-import re
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from types import NoneType, UnionType
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import mcp_types as types
-from annotated_types import MaxLen
 from mcp.server.mcpserver import Context
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import GenerateJsonSchema
-from pydantic_core import PydanticSerializationError, PydanticUndefined, from_json, to_json
+from pydantic_core import PydanticSerializationError, PydanticUndefined, SchemaValidator, from_json, to_json
 
 from .errors import InvalidArguments, ResultTooLarge
+from .text import clean
 from .tooling import Depends
 from .validation import problems_of
 
@@ -47,20 +47,23 @@ class Signature:
                 raise TypeError(f"{name}: *args, **kwargs and positional-only parameters have no schema")
             if name not in hints:
                 raise TypeError(f"{name} has no annotation")
-            hint = hints[name]
-            marks = [each for each in getattr(hint, "__metadata__", ()) if isinstance(each, Depends)]
-            if marks:
-                self.dependencies[name] = marks[0]
-            elif _is_context(hint):
+            marks = getattr(hints[name], "__metadata__", ())
+            if depends := [each for each in marks if isinstance(each, Depends)]:
+                self.dependencies[name] = depends[0]
+            elif _is_context(hints[name]):
                 self.context = name
+            elif any(getattr(each, "alias", None) for each in (*marks, parameter.default)):
+                raise TypeError(f"{name}: an alias is not published; give the parameter the name it is to have")
             else:
-                fields[f"p{len(names)}"] = (bounded(hint), _aliased(parameter, name))
+                fields[f"p{len(names)}"] = (hints[name], _aliased(parameter, name))
                 names.append(name)
         self.names = tuple(names)
         strict = ConfigDict(strict=True, extra="forbid")
         model: type[BaseModel] = create_model("Arguments", __config__=strict, **fields)
-        self._validator = model.__pydantic_validator__
-        self.schema = _close(model.model_json_schema(by_alias=True, schema_generator=_PlainJsonSchema))
+        core = _bound(deepcopy(model.__pydantic_core_schema__))
+        self._validator = SchemaValidator(core, _use_prebuilt=False)  # prebuilt ones would not know the bounds
+        self.schema = _close(_PlainJsonSchema(by_alias=True).generate(core))
+        self._fields = {name for part in _objects(self.schema) for name in part["properties"]}
 
     def parse(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Validate JSON arguments.
@@ -78,7 +81,7 @@ class Signature:
                 again = to_json(_whole(arguments))
                 return self._named(self._validator.validate_json(again, strict=True, extra="forbid"))
         except ValidationError as error:
-            raise InvalidArguments(problems_of(error, known=self.names)) from None
+            raise InvalidArguments(problems_of(error, known=self.names, fields=self._fields)) from None
         except (PydanticSerializationError, RecursionError):
             raise InvalidArguments(["arguments: must be valid Unicode, and nested less deeply"]) from None
 
@@ -87,14 +90,22 @@ class Signature:
         try:
             return self._named(self._validator.validate_strings(arguments, strict=True, extra="forbid"))
         except ValidationError as error:
-            raise InvalidArguments(problems_of(error, known=self.names)) from None
+            raise InvalidArguments(problems_of(error, known=self.names, fields=self._fields)) from None
 
     def _named(self, model: BaseModel) -> dict[str, Any]:
         return dict(zip(self.names, model.__dict__.values(), strict=True))
 
 
+class InvalidResult(Exception):
+    """A function did not return what its annotation says. `problems`: the fields and the rules, not the values."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__()
+        self.problems = problems
+
+
 class Results:
-    """What a tool returns, as `structuredContent`, text and schema.
+    """What a function returns, as JSON, and for a tool as `structuredContent`, text and schema.
 
     A value that is no object is wrapped as `{"result": value}`, as the revisions before 2026-07-28 need it. Content
     blocks and the SDK's own results pass through; they have no schema.
@@ -103,78 +114,84 @@ class Results:
     def __init__(self, returns: Any) -> None:
         self.schema: Schema | None = None
         self._adapter: TypeAdapter[Any] | None = None
-        if returns in (None, NoneType) or _is_content(returns):
+        returns = _without_content(returns)
+        if returns in (None, NoneType):
             return
         self._adapter = TypeAdapter(returns)
-        schema = self._schema(by_alias=True)
+        schema = self._adapter.json_schema(mode="serialization", schema_generator=_PlainJsonSchema)
+        self._json_schema = dict(schema)
         self._wraps = schema.get("type") != "object"
         if self._wraps:
             definitions = schema.pop("$defs", None)
             schema = {"type": "object", "properties": {"result": schema}, "required": ["result"]}
             schema |= {"$defs": definitions} if definitions else {}
         self.schema = schema
-        self._renamed = self._schema(by_alias=True) != self._schema(by_alias=False)
-        self._is_text = returns is str
 
-    def render(self, value: Any, limit: int) -> dict[str, Any]:
-        """The result on the wire, at most `limit` bytes of text.
+    def dump(self, value: Any, limit: int) -> Any:
+        """`value` as cleaned JSON data, at most `limit` bytes of text.
 
         Raises:
             ResultTooLarge: it is larger.
-            ValidationError, PydanticSerializationError: `value` is not what the function says it returns.
+            InvalidResult: it is not what the function says it returns.
         """
         if self._adapter is None:
-            return _content(value, limit)
-        text = self._adapter.dump_json(value, by_alias=True, warnings="error")
+            if value is not None:
+                raise InvalidResult(["result: must be null, as the function returns None"])
+            return None
+        try:
+            text = self._adapter.dump_json(value, by_alias=True, warnings="error")
+        except (PydanticSerializationError, UnicodeError):
+            raise InvalidResult(["result: is not of the type that the function returns"]) from None
         if len(text) > limit:
             raise ResultTooLarge(limit)
-        if self._renamed:
-            check = self._adapter.dump_json(value, by_alias=False, warnings="error")
-            self._adapter.validate_json(check, by_alias=False, by_name=True)
-        else:
+        data = from_json(text)
+        try:
             self._adapter.validate_json(text)
-        data = clean(from_json(text))
-        shown = data if self._is_text else to_json(data).decode()
+        except ValidationError as error:
+            self._judge(data, error)
+        return clean(data)
+
+    def render(self, value: Any, limit: int) -> dict[str, Any]:
+        """A tool's result on the wire; raises what `dump` raises."""
+        if self._adapter is None or _is_content(value):
+            return _content(value, limit)
+        data = self.dump(value, limit)
         return {
-            "content": [{"type": "text", "text": shown}],
+            "content": [{"type": "text", "text": data if isinstance(data, str) else to_json(data).decode()}],
             "structuredContent": {"result": data} if self._wraps else data,
             "isError": False,
             "resultType": "complete",
         }
 
-    def _schema(self, *, by_alias: bool) -> Schema:
-        assert self._adapter is not None
-        return self._adapter.json_schema(mode="serialization", by_alias=by_alias, schema_generator=_PlainJsonSchema)
+    def _judge(self, data: Any, error: ValidationError) -> None:
+        """Ask the published schema itself: some models cannot read what they write (computed fields, aliases)."""
+        from jsonschema import Draft202012Validator
+
+        if not Draft202012Validator(self._json_schema).is_valid(data):
+            raise InvalidResult(problems_of(error))
 
 
-def bounded(hint: Any) -> Any:
-    """`hint` with the default bound on every string and collection in it; a bound of its own, outside it, wins."""
-    origin, inside = get_origin(hint), get_args(hint)
-    if origin is Annotated:
-        return Annotated[(bounded(inside[0]), *inside[1:])]
-    if origin in (Union, UnionType):
-        return Union[tuple(bounded(each) for each in inside)]  # noqa: UP007 - built from parts
-    if hint in (str, bytes):
-        return Annotated[hint, MaxLen(MAX_CHARACTERS)]
-    base = origin or hint
-    if base in (list, set, frozenset, dict) or (base is tuple and inside[1:] == (...,)):
-        return Annotated[base[tuple(bounded(each) for each in inside)] if inside else base, MaxLen(MAX_ITEMS)]
-    return hint
+def _bound(core: Any) -> Any:
+    """Put the default bound on every string and collection of a core schema that has none; no number is infinite."""
+    if isinstance(core, list | tuple):
+        for each in core:
+            _bound(each)
+    elif isinstance(core, dict):
+        limit = _LIMITS.get(core.get("type", ""))
+        if limit is not None and (core["type"] != "tuple" or "variadic_item_index" in core):
+            core.setdefault("max_length", limit)
+        if core.get("type") == "float":
+            core["allow_inf_nan"] = False
+        for key, inside in core.items():
+            if key not in ("default", "metadata", "serialization", "expected", "config"):
+                _bound(inside)
+    return core
 
 
-_UNSAFE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufeff\U000e0000-\U000e007f]")
-"""Control characters but tab and line ends, bidirectional overrides and isolates, invisible tag characters."""
-
-
-def clean(value: Any) -> Any:
-    """`value` without characters that show a reader something else than what is there."""
-    if isinstance(value, str):
-        return _UNSAFE.sub("", value)
-    if isinstance(value, dict):
-        return {clean(key): clean(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [clean(item) for item in value]
-    return value
+_LIMITS = {
+    **dict.fromkeys(("str", "bytes"), MAX_CHARACTERS),
+    **dict.fromkeys(("list", "set", "frozenset", "tuple", "dict"), MAX_ITEMS),
+}
 
 
 class _PlainJsonSchema(GenerateJsonSchema):
@@ -193,12 +210,16 @@ class _PlainJsonSchema(GenerateJsonSchema):
         return made
 
 
+def _objects(schema: Schema) -> list[Schema]:
+    """The objects with named properties in a schema."""
+    return [part for part in (schema, *schema.get("$defs", {}).values()) if "properties" in part]
+
+
 def _close(schema: Schema) -> Schema:
     """Publish what `extra="forbid"` does: no object with named properties takes another one."""
-    for part in (schema, *schema.get("$defs", {}).values()):
-        if part.get("type") == "object" and "properties" in part:
-            part["additionalProperties"] = False
     schema.setdefault("properties", {})
+    for part in _objects(schema):
+        part["additionalProperties"] = False
     return schema
 
 
@@ -210,40 +231,57 @@ def _aliased(parameter: inspect.Parameter, alias: str) -> Any:
 
 
 def _is_context(hint: Any) -> bool:
+    if get_origin(hint) in (Union, UnionType):
+        return any(_is_context(each) for each in get_args(hint))
     base = get_origin(hint) or hint
     return inspect.isclass(base) and issubclass(base, Context)
 
 
-_PASSED_THROUGH = (
-    types.CallToolResult,
-    types.InputRequiredResult,
-    types.TextContent,
-    types.ImageContent,
-    types.AudioContent,
-    types.ResourceLink,
-    types.EmbeddedResource,
-)
+_CONTENT = (types.TextContent, types.ImageContent, types.AudioContent, types.ResourceLink, types.EmbeddedResource)
+_RESULTS = (types.CallToolResult, types.InputRequiredResult, types.ReadResourceResult, types.GetPromptResult)
 
 
-def _is_content(hint: Any) -> bool:
+def _without_content(hint: Any) -> Any:
+    """What is left of a return annotation for a schema, without the types that pass through."""
     origin, inside = get_origin(hint), get_args(hint)
-    if origin in (Union, UnionType, list, tuple, Annotated):
-        return all(_is_content(each) for each in inside[: 1 if origin is Annotated else None] if each is not ...)
-    return inspect.isclass(hint) and issubclass(hint, _PASSED_THROUGH)
+    if origin in (Union, UnionType):
+        kept = [left for each in inside if (left := _without_content(each)) is not None]
+        return Union[tuple(kept)] if set(kept) - {NoneType} else None  # noqa: UP007 - built from parts
+    if origin in (list, tuple) and any(_passes(each) for each in _flat(inside)):
+        return None  # a list with content in it is content
+    return None if _passes(hint) else hint
+
+
+def _flat(hints: tuple[Any, ...]) -> list[Any]:
+    return [part for hint in hints for part in (_flat(get_args(hint)) if get_origin(hint) else [hint])]
+
+
+def _passes(hint: Any) -> bool:
+    return inspect.isclass(hint) and issubclass(hint, (*_CONTENT, *_RESULTS))
+
+
+def _is_content(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return any(isinstance(each, _CONTENT) for each in value)
+    return isinstance(value, (*_CONTENT, *_RESULTS))
 
 
 def _content(value: Any, limit: int) -> dict[str, Any]:
     """Content blocks, or one of the SDK's own results, cleaned and bounded."""
-    if value is None:
-        value = []
-    if isinstance(value, types.CallToolResult | types.InputRequiredResult):
+    if isinstance(value, _RESULTS):
         result = value.model_dump(mode="json", by_alias=True, exclude_none=True)
     else:
-        blocks = value if isinstance(value, list | tuple) else [value]
-        result = {
-            "content": [each.model_dump(mode="json", by_alias=True, exclude_none=True) for each in blocks],
-            "resultType": "complete",
-        }
+        blocks = [] if value is None else value if isinstance(value, list | tuple) else [value]
+        texts = [types.TextContent(type="text", text=each) if isinstance(each, str) else each for each in blocks]
+        if not all(isinstance(each, _CONTENT) for each in texts):
+            raise InvalidResult(["result: is not of the type that the function returns"])
+        content = [each.model_dump(mode="json", by_alias=True, exclude_none=True) for each in texts]
+        result = {"content": content, "resultType": "complete"}
+    return bounded(result, limit)
+
+
+def bounded(result: dict[str, Any], limit: int) -> dict[str, Any]:
+    """One of the protocol's results, cleaned; raises ResultTooLarge."""
     if len(to_json(result)) > limit:
         raise ResultTooLarge(limit)
     return clean(result)  # type: ignore[no-any-return]

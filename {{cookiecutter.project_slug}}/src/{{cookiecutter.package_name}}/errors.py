@@ -18,12 +18,16 @@
     ├── ResultTooLarge         result_too_large
     └── Internal               internal              a crash; nothing of it is told
 
-`ok` and `cancelled` (no answer is sent) complete the set: see `Outcome`. Imports nothing of the package.
+`ok` and `cancelled` (no answer is sent) complete the set: see `Outcome`.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
+
+from .text import clean
+
+_LONGEST_MESSAGE = 4000  # characters
 
 Level = Literal["info", "warning", "error"]
 
@@ -69,7 +73,7 @@ class CallError(Exception):
     def __init__(self, message: str, *, retryable: bool | None = None, retry_after: float | None = None) -> None:
         """`retryable`: where it differs from the class's. `retry_after`: seconds, where the wait is known."""
         super().__init__(message)
-        self.message = message
+        self.message: str = clean(message)[:_LONGEST_MESSAGE]
         self.can_retry = self.retryable if retryable is None else retryable
         self.retry_after = retry_after
         self.rpc_code = self.status

@@ -8,17 +8,17 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Callable, Iterable, MutableMapping
 from contextvars import ContextVar
 from typing import Any
 
 import structlog
-from pydantic_core import to_json
+from pydantic_core import to_json, to_jsonable_python
 
 from .wire import Wire, describe
 
 current_request: ContextVar[dict[str, Any]] = ContextVar("current_request", default={})  # noqa: B039 - never changed
-"""What every event of the request being served carries: its `request_id` and tool."""
+"""What every event of the request being served carries: its `request_id`."""
 
 Event = MutableMapping[str, Any]
 
@@ -44,11 +44,10 @@ def configure(wire: Wire, *, level: str, form: str, secrets: Iterable[str] = ())
     """
     console = form == "console" or (form == "auto" and os.isatty(wire.stderr))
     render = _console_renderer(wire) if console else _render_json
-    redact = Redaction(secrets)
-    finish: list[Any] = [_add_request, _hide_exceptions, redact, render]
+    finish = _Finish(Redaction(secrets), render)
     stamp = structlog.processors.TimeStamper(fmt="iso", utc=True)
     structlog.configure(
-        processors=[structlog.processors.add_log_level, stamp, *finish],
+        processors=[structlog.processors.add_log_level, stamp, finish],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=lambda *_: _WireLogger(wire),
         cache_logger_on_first_use=False,
@@ -58,7 +57,7 @@ def configure(wire: Wire, *, level: str, form: str, secrets: Iterable[str] = ())
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[structlog.stdlib.add_log_level, structlog.stdlib.add_logger_name, stamp],
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *finish, _as_text],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, finish, _as_text],
         )
     )
     root = logging.getLogger()
@@ -78,32 +77,45 @@ def configure(wire: Wire, *, level: str, form: str, secrets: Iterable[str] = ())
 
 
 class Redaction:
-    """Hides secrets by the name of their field, by their shape, and by their value."""
+    """Hides secrets by the name of their field, by their shape, and by their value, a line at a time if it has many."""
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
-        values = sorted(filter(None, secrets), key=len, reverse=True)
+        lines = {line for secret in secrets for line in (secret, *secret.splitlines()) if len(line) >= 8}
+        values = sorted(lines, key=len, reverse=True)
         self._values = re.compile("|".join(map(re.escape, values))) if values else None
 
-    def __call__(self, logger: object, method: str, event: Event) -> Event:
-        """A structlog processor."""
-        for key, value in event.items():
-            if _SECRET_KEY.search(key):
-                event[key] = _HIDDEN
-            elif isinstance(value, str | dict | list | tuple):
-                event[key] = self.clean(value)
-        return event
-
     def clean(self, value: Any) -> Any:
-        """`value` with what is secret in it replaced."""
+        """`value` as JSON data, with what is secret in it replaced."""
+        if value is None or isinstance(value, bool | int | float):
+            return value
+        if isinstance(value, bytes):
+            value = value.decode("utf-8", "replace")
         if isinstance(value, str):
-            if self._values is not None:
-                value = self._values.sub(_HIDDEN, value)
-            return hide_shapes(value)
+            return hide_shapes(value if self._values is None else self._values.sub(_HIDDEN, value))
         if isinstance(value, dict):
-            return {k: _HIDDEN if _SECRET_KEY.search(str(k)) else self.clean(v) for k, v in value.items()}
-        if isinstance(value, list | tuple):
+            return {
+                (name := str(self.clean(key))): _HIDDEN if _SECRET_KEY.search(name) else self.clean(item)
+                for key, item in value.items()
+            }
+        if isinstance(value, list | tuple | set | frozenset):
             return [self.clean(item) for item in value]
-        return value
+        return self.clean(to_jsonable_python(value, fallback=_name_type))
+
+
+class _Finish:
+    """The end of both pipelines: the request's id, exceptions, redaction, and a line of bytes."""
+
+    def __init__(self, redaction: Redaction, render: Callable[[Event], bytes]) -> None:
+        self._redaction = redaction
+        self._render = render
+
+    def __call__(self, logger: object, method: str, event: Event) -> bytes:
+        head = {"timestamp": event.pop("timestamp"), "level": event.pop("level")}
+        try:
+            named = {"event": event.pop("event"), **current_request.get(), **_hide_exceptions(event)}
+            return self._render({**head, **self._redaction.clean(named)})
+        except Exception as error:  # noqa: BLE001 - what cannot be logged must not break the call that logs it
+            return self._render({**head, "event": "unloggable", "exception": describe(error)})
 
 
 def hide_shapes(text: str) -> str:
@@ -128,18 +140,24 @@ class _WireHandler(logging.Handler):
         self._wire = wire
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._wire.write_log(self.format(record).encode())
+        try:
+            line = self.format(record)
+        except Exception:  # noqa: BLE001 - as the standard library's own handlers do
+            self.handleError(record)
+        else:
+            self._wire.write_log(line.encode("utf-8", "replace"))
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Report the call that could not be formatted, and not its arguments, as the base class would."""
         self._wire.report("error", "unloggable", {"logger": record.name, "line": record.lineno})
 
 
-def _add_request(logger: object, method: str, event: Event) -> Event:
-    return {**current_request.get(), **event}
+def log_loop_error(loop: object, context: dict[str, Any]) -> None:
+    """An asyncio exception handler; asyncio's own logs the exception's text."""
+    structlog.get_logger().error("asyncio", problem=context["message"], exc_info=context.get("exception"))
 
 
-def _hide_exceptions(logger: object, method: str, event: Event) -> Event:
+def _hide_exceptions(event: Event) -> Event:
     """Replace `exc_info` by the exception's type, places and causes: its text may carry arguments and secrets."""
     failure = event.pop("exc_info", None)
     event.pop("stack_info", None)
@@ -152,9 +170,8 @@ def _hide_exceptions(logger: object, method: str, event: Event) -> Event:
     return event
 
 
-def _render_json(logger: object, method: str, event: Event) -> bytes:
-    head = {"timestamp": event.pop("timestamp"), "level": event.pop("level"), "event": event.pop("event")}
-    return to_json({**head, **event}, fallback=_name_type, inf_nan_mode="strings")
+def _render_json(event: Event) -> bytes:
+    return to_json(event, fallback=_name_type, inf_nan_mode="strings")
 
 
 def _as_text(logger: object, method: str, line: Any) -> str:
@@ -166,8 +183,8 @@ def _name_type(value: object) -> str:
     return f"<{type(value).__qualname__}>"
 
 
-def _console_renderer(wire: Wire) -> Any:
+def _console_renderer(wire: Wire) -> Callable[[Event], bytes]:
     from structlog.dev import ConsoleRenderer
 
     renderer = ConsoleRenderer(colors=os.isatty(wire.stderr), exception_formatter=lambda *_: None)
-    return lambda logger, method, event: str(renderer(logger, method, dict(event))).encode()
+    return lambda event: str(renderer(None, "", dict(event))).encode("utf-8", "replace")

@@ -1,7 +1,9 @@
 """What is served: every declared tool, resource and prompt, compiled, each able to run."""
 
+import asyncio
 import base64
 import inspect
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
@@ -10,27 +12,28 @@ import anyio
 import anyio.to_thread
 import mcp_types as types
 from mcp.server import ServerRequestContext
-from mcp.server.mcpserver import Context
+from mcp.server.mcpserver import Context, ResourceSecurity
+from mcp.shared.exceptions import MCPError, NoBackChannelError
 from mcp.shared.uri_template import InvalidUriTemplate, UriTemplate
+from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic import ValidationError
-from pydantic_core import PydanticSerializationError, to_json
+from pydantic_core import to_json
 
-from .contracts import Results, Signature, clean
-from .errors import Failed, NotFound, ResultTooLarge, StartError, UnknownTool
+from .contracts import InvalidResult, Results, Signature, bounded
+from .errors import CallError, Failed, InvalidArguments, NotFound, ResultTooLarge, StartError, UnknownTool
 from .logs import hide_shapes
+from .text import clean
 from .tooling import Declaration, Depends
+from .validation import problems_of
 
 Opened = Mapping[Depends, Any]
 
 
-class InvalidResult(Exception):
-    """A function did not return what its annotation says; `__cause__` knows where."""
+class Crashed(Exception):
+    """A function raised what the SDK or asyncio would take for their own: `__cause__` is what it was.
 
-
-class InvalidInside(Exception):
-    """A function met data that pydantic refused; `__cause__` knows where.
-
-    Let through as it is, the SDK's caller could not tell it from malformed parameters of the request.
+    pydantic's errors would be answered as malformed parameters, an `MCPError` with its text, and `SystemExit` or a
+    stray `CancelledError` would end the server.
     """
 
 
@@ -47,6 +50,8 @@ class Served:
         self.signature = Signature(declaration.function)
         self._threads = threads
         self._is_async = inspect.iscoroutinefunction(declaration.function)
+        if inspect.isgeneratorfunction(declaration.function) or inspect.isasyncgenfunction(declaration.function):
+            raise TypeError("is a generator; return the whole value")
 
     async def run(self, ctx: ServerRequestContext[Opened], arguments: dict[str, Any], params: Any = None) -> Any:
         """Call the function. A `def` runs in the server's own threads, and is left behind there when cancelled."""
@@ -56,11 +61,40 @@ class Served:
             arguments[self.signature.context] = Context(request_context=ctx, input_params=params)
         try:
             if self._is_async:
-                return await self.declaration.function(**arguments)
-            work = partial(self.declaration.function, **arguments)
-            return await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=self._threads)
-        except ValidationError as error:
-            raise InvalidInside from error
+                value = await self.declaration.function(**arguments)
+            else:
+                work = partial(self.declaration.function, **arguments)
+                value = await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=self._threads)
+        except asyncio.CancelledError as error:
+            if (task := asyncio.current_task()) is None or task.cancelling():
+                raise
+            raise Crashed from error  # nobody cancelled this call: something inside it was
+        except NoBackChannelError:
+            raise Failed(_ASKS_BACK) from None
+        except MCPError as error:
+            if error.code in _PROTOCOL_ERRORS:
+                raise
+            raise Crashed from error
+        except BaseExceptionGroup as group:
+            raise (_only_call_error(group) or Crashed()) from group
+        except (ValidationError, SystemExit, KeyboardInterrupt, GeneratorExit) as error:
+            raise Crashed from error
+        if isinstance(value, types.InputRequiredResult) and ctx.protocol_version not in MODERN_PROTOCOL_VERSIONS:
+            raise Failed(_ASKS_BACK)
+        return value
+
+
+_ASKS_BACK = "This needs to ask you something, and this connection has no way to ask. Connect with revision 2026-07-28."
+_PROTOCOL_ERRORS = {types.MISSING_REQUIRED_CLIENT_CAPABILITY, types.URL_ELICITATION_REQUIRED}
+"""What a tool may raise as an `MCPError`, as the specification gives these to tools."""
+
+
+def _only_call_error(group: BaseExceptionGroup[Any]) -> CallError | None:
+    """The one `CallError` that a task group inside a tool has wrapped."""
+    inside: BaseException = group
+    while isinstance(inside, BaseExceptionGroup) and len(inside.exceptions) == 1:
+        inside = inside.exceptions[0]
+    return inside if isinstance(inside, CallError) else None
 
 
 class ServedTool(Served):
@@ -93,10 +127,7 @@ class ServedTool(Served):
         value = await self.run(ctx, self.signature.parse(params.arguments or {}), params)
         if isinstance(value, types.CallToolResult) and value.is_error:
             raise Failed("\n".join(block.text for block in value.content if isinstance(block, types.TextContent)))
-        try:
-            return self._results.render(value, limit)
-        except (ValidationError, PydanticSerializationError, AttributeError) as error:
-            raise InvalidResult from error
+        return self._results.render(value, limit)
 
 
 class ServedResource(Served):
@@ -107,6 +138,7 @@ class ServedResource(Served):
         self.template = UriTemplate.parse(declaration.uri)
         if set(self.template.variable_names) != set(self.signature.names):
             raise TypeError(f"the variables of {declaration.uri} are not the function's parameters")
+        self._results = Results(self.signature.returns)
         described: dict[str, Any] = {
             "name": self.name,
             "title": declaration.title,
@@ -125,10 +157,14 @@ class ServedResource(Served):
     ) -> types.ReadResourceResult | types.InputRequiredResult:
         """Validate the variables of the URI, run, render."""
         found = self.template.match(params.uri) or {}
+        if (unsafe := _SECURITY.validate(found)) is not None:
+            raise InvalidArguments([f"{unsafe}: must not be an absolute path, or contain .. or a null character"])
         variables = {name: value if isinstance(value, str) else "/".join(value) for name, value in found.items()}
         value = await self.run(ctx, self.signature.parse_strings(variables), params)
-        if isinstance(value, types.ReadResourceResult | types.InputRequiredResult):
+        if isinstance(value, types.InputRequiredResult):
             return value
+        if isinstance(value, types.ReadResourceResult):
+            return types.ReadResourceResult.model_validate(bounded(value.model_dump(mode="json", by_alias=True), limit))
         mime_type = self.declaration.mime_type
         contents: types.TextResourceContents | types.BlobResourceContents
         if isinstance(value, bytes):
@@ -138,13 +174,16 @@ class ServedResource(Served):
             )
             size = len(blob)
         else:
-            kind = "text/plain" if isinstance(value, str) else "application/json"
-            text = clean(value if isinstance(value, str) else to_json(value, by_alias=True).decode())
+            data = self._results.dump(value, limit)
+            text, kind = (data, "text/plain") if isinstance(data, str) else (to_json(data).decode(), "application/json")
             contents = types.TextResourceContents(uri=params.uri, mime_type=mime_type or kind, text=text)
             size = len(text.encode())
         if size > limit:
             raise ResultTooLarge(limit)
         return types.ReadResourceResult(contents=[contents])
+
+
+_SECURITY = ResourceSecurity()
 
 
 class ServedPrompt(Served):
@@ -172,14 +211,16 @@ class ServedPrompt(Served):
     ) -> types.GetPromptResult | types.InputRequiredResult:
         """Validate, run, render."""
         value = await self.run(ctx, self.signature.parse_strings(params.arguments or {}), params)
-        if isinstance(value, types.GetPromptResult | types.InputRequiredResult):
+        if isinstance(value, types.InputRequiredResult):
             return value
         if isinstance(value, str):
             value = [types.PromptMessage(role="user", content=types.TextContent(type="text", text=value))]
-        result = types.GetPromptResult(description=self.listed.description, messages=value)
-        if len(result.model_dump_json()) > limit:
-            raise ResultTooLarge(limit)
-        return types.GetPromptResult.model_validate(clean(result.model_dump(mode="json", by_alias=True)))
+        try:
+            if not isinstance(value, types.GetPromptResult):
+                value = types.GetPromptResult(description=self.listed.description, messages=value)
+            return types.GetPromptResult.model_validate(bounded(value.model_dump(mode="json", by_alias=True), limit))
+        except ValidationError as error:
+            raise InvalidResult(problems_of(error)) from None
 
 
 class Registry:
@@ -194,6 +235,7 @@ class Registry:
         self.tools: dict[str, ServedTool] = {}
         self.resources: dict[str, ServedResource] = {}
         self.prompts: dict[str, ServedPrompt] = {}
+        self._fixed: dict[str, ServedResource] = {}  # a URI without variables is not a template's to answer
         limiter = anyio.CapacityLimiter(threads)
         taken: dict[tuple[str, str], Declaration] = {}
         problems: list[str] = []
@@ -205,14 +247,14 @@ class Registry:
                 continue
             if not each.description:
                 problems.append(f"{place}: has no docstring; it is the description that the model reads")
-            if each.cost < 1 or (each.timeout_seconds is not None and each.timeout_seconds <= 0):
-                problems.append(f"{place}: cost and timeout_seconds must be greater than 0")
             try:
                 self._add(each, limiter)
             except (TypeError, NameError, ValueError, InvalidUriTemplate) as error:
                 problems.append(f"{place}: {' '.join(str(error).split())}")
             except Exception as error:  # noqa: BLE001 - pydantic has many ways to say that a type has no schema
                 problems.append(f"{place}: {type(error).__name__}: no schema can be made of its signature")
+        uris = Counter(each.declaration.uri for each in self.resources.values())
+        problems += [f"resources/: two resources have the URI {uri}; change one" for uri, n in uris.items() if n > 1]
         if problems:
             raise StartError(problems)
 
@@ -255,12 +297,16 @@ class Registry:
         return found
 
     def _resource(self, uri: str) -> ServedResource | None:
+        if (fixed := self._fixed.get(uri)) is not None:
+            return fixed
         return next((each for each in self.resources.values() if each.template.match(uri) is not None), None)
 
     def _add(self, declaration: Declaration, limiter: anyio.CapacityLimiter) -> None:
         if declaration.kind == "tool":
             self.tools[declaration.name] = ServedTool(declaration, limiter)
         elif declaration.kind == "resource":
-            self.resources[declaration.name] = ServedResource(declaration, limiter)
+            made = self.resources[declaration.name] = ServedResource(declaration, limiter)
+            if made.listed is not None:
+                self._fixed[declaration.uri] = made
         else:
             self.prompts[declaration.name] = ServedPrompt(declaration, limiter)

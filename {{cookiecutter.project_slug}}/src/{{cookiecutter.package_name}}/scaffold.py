@@ -1,5 +1,6 @@
 """`new-tool`: a tool file and its test, to be filled in."""
 
+import builtins
 import keyword
 import re
 from pathlib import Path
@@ -17,7 +18,9 @@ from ..tooling import tool
 
 
 @tool(title="$title", read_only=True, open_world=False)
-async def $name(text: Annotated[str, Field(max_length=200, description="What to work on.")]) -> str:
+async def $name(
+    text: Annotated[str, Field(max_length=200, description="What to work on.")],
+) -> str:
     """Say here, for the model, what this does and when to use it."""
     return text
 ''')
@@ -41,7 +44,8 @@ def new_tool(name: str) -> list[Path]:
     Raises:
         StartError: the name is no function name, a file is there already, or this is not the source tree.
     """
-    if not re.fullmatch(r"[a-z][a-z0-9_]{0,63}", name) or keyword.iskeyword(name):
+    taken_names = {*dir(builtins), *keyword.kwlist, *keyword.softkwlist, "tool"}
+    if not re.fullmatch(r"[a-z][a-z0-9_]{0,63}", name) or name in taken_names:
         raise StartError(["new-tool: NAME must be a Python function name in lower case, as in find_invoice"])
     package = Path(__file__).parent
     root = package.parent.parent

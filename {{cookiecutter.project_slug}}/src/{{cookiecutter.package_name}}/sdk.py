@@ -18,18 +18,21 @@ from mcp.server import Server, ServerRequestContext
 from mcp.server.context import CallNext
 from mcp.server.request_state import RequestStateBoundary, RequestStateSecurity
 from mcp.shared.exceptions import MCPError
-from mcp_types import INVALID_PARAMS, INVALID_REQUEST, PARSE_ERROR, SERVER_INFO_META_KEY
+from mcp_types import INTERNAL_ERROR, INVALID_PARAMS, INVALID_REQUEST, PARSE_ERROR, SERVER_INFO_META_KEY
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic import ValidationError
 
 from .auth.principal import ANONYMOUS, Principal
 from .calls import Call, Guard, Transport, chain
-from .contracts import clean
 from .errors import CallError, InvalidRequest, Outcome
 from .guards.request_log import log_request
+from .text import clean
 
 ERROR_KEY = "plinth/error"
-NOT_A_MESSAGE = "This is not one JSON-RPC message. Batches are not accepted."
+NOT_A_MESSAGE = (
+    'This is not one JSON-RPC message: an object with "jsonrpc": "2.0", a method, and an id that is a string or an '
+    "integer. Batches are not accepted."
+)
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 _BOOT = os.urandom(6).hex()
 _SERIAL = count(1)
@@ -60,6 +63,8 @@ def install(
             try:
                 return await call_next(ctx)
             except MCPError as error:
+                if error.code == INTERNAL_ERROR:  # the SDK's word for a crash: it is ours to log and answer
+                    raise
                 data = error.data if isinstance(error.data, dict) else {}
                 raise InvalidRequest(clean(error.message), error.code, data) from None
             except ValidationError:

@@ -1,21 +1,23 @@
 """The composition root: which guards stand before a call, in which order, and what answers each method."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, TypeVar
 
 import mcp_types as types
+import structlog
 from mcp.server import Server, ServerRequestContext
 
 from . import NAME, prompts, resources, tools
 from .auth.principal import ANONYMOUS, Principal
 from .calls import Guard, Transport
-from .errors import InvalidRequest
+from .errors import InvalidRequest, StartError
 from .guards.authorize import Authorize
 from .guards.capacity import Capacity
 from .guards.deadline import Deadline
+from .guards.drain import Drain
 from .guards.request_log import RequestLog
 from .registry import Opened, Registry
 from .sdk import install
@@ -32,6 +34,7 @@ class Application:
     settings: Settings
     registry: Registry
     mcp: Server[Opened]
+    drain: Drain
 
 
 def build_server(settings: Settings) -> Application:
@@ -42,8 +45,10 @@ def build_server(settings: Settings) -> Application:
     """
     found = (*discover(tools, "tool"), *discover(resources, "resource"), *discover(prompts, "prompt"))
     registry = Registry(found, threads=settings.max_concurrent_calls)
+    drain = Drain()
     guards: list[Guard] = [
         RequestLog(),
+        drain,
         Authorize(),
         Capacity(settings.max_concurrent_calls),
         Deadline(settings.tool_timeout_seconds),
@@ -55,7 +60,7 @@ def build_server(settings: Settings) -> Application:
         return local if transport == "stdio" else ANONYMOUS
 
     install(server, guards, registry.target, principal, settings.sealing_keys)
-    return Application(settings, registry, server)
+    return Application(settings, registry, server, drain)
 
 
 def _answer(registry: Registry, settings: Settings) -> Server[Opened]:
@@ -78,7 +83,8 @@ def _answer(registry: Registry, settings: Settings) -> Server[Opened]:
             for served in registry.served:
                 for dependency in served.signature.dependencies.values():
                     if dependency not in opened:
-                        opened[dependency] = await stack.enter_async_context(dependency.open(settings))
+                        opened[dependency] = await stack.enter_async_context(_opening(dependency.open, settings))
+            structlog.get_logger().info("started", transport=settings.transport)
             yield opened
 
     listed = [each.listed for each in registry.resources.values() if each.listed]
@@ -96,6 +102,21 @@ def _answer(registry: Registry, settings: Settings) -> Server[Opened]:
         on_list_resources=_one_page(types.ListResourcesResult(resources=listed)),
         on_list_resource_templates=_one_page(types.ListResourceTemplatesResult(resource_templates=templates)),
     )
+
+
+@asynccontextmanager
+async def _opening(
+    open_it: Callable[[Settings], AbstractAsyncContextManager[Any]], settings: Settings
+) -> AsyncIterator[Any]:
+    """Open a dependency; one that fails to open stops the start with a line that names it."""
+    async with AsyncExitStack() as stack:
+        try:
+            opened = await stack.enter_async_context(open_it(settings))
+        except Exception as error:  # noqa: BLE001 - whatever a user's dependency raises
+            structlog.get_logger().error("crash", exc_info=error)
+            name = f"{open_it.__module__.rpartition('.')[2]}.{open_it.__name__}"
+            raise StartError([f"{name}: {type(error).__name__} while this dependency was opened"]) from None
+        yield opened
 
 
 def _one_page(

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from dotenv import dotenv_values
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -69,9 +70,15 @@ class Settings(BaseSettings):
     @field_validator("request_state_keys")
     @classmethod
     def _long_enough(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and any(len(key) < 32 for key in _parts(value)):
+        if value is not None and min(map(len, _parts(value)), default=0) < 32:
             raise PydanticCustomError("key_too_short", "each key: 32 characters or more")
         return value
+
+    @property
+    def reachable_host(self) -> str:
+        """The host to reach this server at from this machine, as it stands in a URL."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        return f"[{host}]" if ":" in host else host
 
     @property
     def sealing_keys(self) -> list[str]:
@@ -85,19 +92,32 @@ def load_settings(overrides: Mapping[str, Any]) -> Settings:
     Raises:
         StartError: a line for each bad setting: the variable and what it accepts, never its value.
     """
-    source = {"_env_file": None if os.environ.get(f"{PREFIX}ENVIRONMENT") == "production" else ".env"}
+    in_production = os.environ.get(f"{PREFIX}ENVIRONMENT") == "production"
+    dotenv = None if in_production or not _in_source_tree() else _ROOT / ".env"
     problems: list[str] = []
-    files = dict(_secret_files(problems))
     try:
-        settings = Settings(**(source | files | dict(overrides)))
+        known = {**(dotenv_values(dotenv) if dotenv else {}), **os.environ}
+        source = {"_env_file": dotenv, **dict(_secret_files(known, problems))}
+        settings = Settings(**(source | dict(overrides)))
     except ValidationError as error:
         lines = problems_of(error, name=lambda field: f"{PREFIX}{field.upper()}")
         raise StartError(problems + [f"{line} ({_meaning(line)})" for line in lines]) from None
     except UnicodeDecodeError:
         raise StartError([".env: must be UTF-8 text"]) from None
+    if settings.environment == "production" and dotenv is not None:
+        problems.append(f"{PREFIX}ENVIRONMENT: production is set in the environment; it does not read .env")
     if problems:
         raise StartError(problems)
     return settings
+
+
+_ROOT = Path(__file__).parents[2]
+
+
+def _in_source_tree() -> bool:
+    """Whether this is a checkout. Its `.env` is read, not the current folder's: clients start servers in the folder that
+    is open in them, which anybody may have written."""
+    return (_ROOT / "pyproject.toml").is_file()
 
 
 def secret_values(settings: Settings) -> set[str]:
@@ -120,14 +140,14 @@ def _parts(value: SecretStr) -> list[str]:
     return [part.strip() for part in value.get_secret_value().split(",") if part.strip()]
 
 
-def _secret_files(problems: list[str]) -> Iterator[tuple[str, str]]:
+def _secret_files(known: Mapping[str, str | None], problems: list[str]) -> Iterator[tuple[str, str]]:
     """The secrets given as files: the usual way of container platforms, as an environment is seen by every child."""
     for field, info in Settings.model_fields.items():
         variable = f"{PREFIX}{field.upper()}"
-        path = os.environ.get(f"{variable}_FILE")
+        path = known.get(f"{variable}_FILE")
         if SecretStr not in getattr(info.annotation, "__args__", ()) or not path:
             continue
-        if os.environ.get(variable):
+        if known.get(variable):
             problems.append(f"{variable}, {variable}_FILE: both are set; keep one")
             continue
         try:

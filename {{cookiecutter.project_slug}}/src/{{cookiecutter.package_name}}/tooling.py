@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from traceback import extract_tb
 from types import ModuleType
 from typing import Any, Literal, TypeVar
 
@@ -70,8 +71,12 @@ class Depends:
     open: Callable[[Settings], AbstractAsyncContextManager[Any]]
 
 
+class DeclarationError(TypeError):
+    """A decorator was given something it cannot use; the text says what to write."""
+
+
 def tool(
-    *,
+    *misused: object,
     title: str | None = None,
     scopes: Iterable[str] = (),
     cost: int = 1,
@@ -91,10 +96,14 @@ def tool(
         read_only, destructive, idempotent, open_world: the specification's annotations, with its defaults;
             `destructive` and `idempotent` mean nothing on a read-only tool.
     """
+    if misused:
+        raise DeclarationError("write @tool() with parentheses")
+    if cost < 1:
+        raise DeclarationError("cost is 1 or more")
     return _mark(
         "tool",
         title=title,
-        scopes=frozenset(scopes),
+        scopes=scopes,
         cost=cost,
         timeout_seconds=timeout_seconds,
         read_only=read_only,
@@ -120,7 +129,7 @@ def resource(
         "resource",
         **_READING,
         title=title,
-        scopes=frozenset(scopes),
+        scopes=scopes,
         timeout_seconds=timeout_seconds,
         uri=uri,
         mime_type=mime_type,
@@ -128,10 +137,12 @@ def resource(
 
 
 def prompt(
-    *, title: str | None = None, scopes: Iterable[str] = (), timeout_seconds: float | None = None
+    *misused: object, title: str | None = None, scopes: Iterable[str] = (), timeout_seconds: float | None = None
 ) -> Callable[[_F], _F]:
     """Serve a function as a prompt: it returns the user's text, or a list of the SDK's `PromptMessage`."""
-    return _mark("prompt", **_READING, title=title, scopes=frozenset(scopes), timeout_seconds=timeout_seconds)
+    if misused:
+        raise DeclarationError("write @prompt() with parentheses")
+    return _mark("prompt", **_READING, title=title, scopes=scopes, timeout_seconds=timeout_seconds)
 
 
 def discover(package: ModuleType, kind: Kind) -> Iterator[Declaration]:
@@ -147,7 +158,7 @@ def discover(package: ModuleType, kind: Kind) -> Iterator[Declaration]:
         place = f"{package.__name__.rpartition('.')[2]}/{found.name}.py"
         try:
             module = importlib.import_module(f"{package.__name__}.{found.name}")
-        except Exception as error:  # noqa: BLE001 - a user's module may raise anything
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - a user's module may raise anything
             problems.append(_cannot_import(place, error))
             continue
         declared = [mark for value in vars(module).values() if (mark := getattr(value, _MARK, None)) is not None]
@@ -166,20 +177,29 @@ def discover(package: ModuleType, kind: Kind) -> Iterator[Declaration]:
 _READING: dict[str, Any] = {"cost": 1, "read_only": True, "destructive": False, "idempotent": True, "open_world": True}
 
 
-def _mark(kind: Kind, **options: Any) -> Callable[[_F], _F]:
+def _mark(kind: Kind, *, scopes: Iterable[str], timeout_seconds: float | None, **options: Any) -> Callable[[_F], _F]:
+    if isinstance(scopes, str):
+        raise DeclarationError(f"scopes is a set of names, as in scopes=[{scopes!r}]")
+    if timeout_seconds is not None and not (isinstance(timeout_seconds, int | float) and timeout_seconds > 0):
+        raise DeclarationError("timeout_seconds is a number greater than 0")
+
     def mark(function: _F) -> _F:
-        setattr(function, _MARK, Declaration(kind=kind, function=function, **options))
+        declared = Declaration(
+            kind=kind, function=function, scopes=frozenset(scopes), timeout_seconds=timeout_seconds, **options
+        )
+        setattr(function, _MARK, declared)
         return function
 
     return mark
 
 
-def _cannot_import(place: str, error: Exception) -> str:
-    if isinstance(error, SyntaxError):
-        return f"{place}, line {error.lineno}: {error.msg}"
-    if isinstance(error, ImportError | NameError):  # these texts name what is missing, and nothing else
-        return f"{place}: {error}"
-    frames = inspect.getinnerframes(error.__traceback__) if error.__traceback__ else []
-    line = next((frame.lineno for frame in reversed(frames) if frame.filename.endswith(place)), None)
-    where = f", line {line}" if line else ""
-    return f"{place}{where}: {type(error).__name__} while it was imported"
+def _cannot_import(place: str, error: BaseException) -> str:
+    if isinstance(error, SyntaxError) and error.filename:
+        line = f", line {error.lineno}" if error.lineno else ""
+        return f"{'/'.join(Path(error.filename).parts[-2:])}{line}: {error.msg}"
+    frames = extract_tb(error.__traceback__)
+    found = next((frame.lineno for frame in reversed(frames) if frame.filename.endswith(place)), None)
+    where = f"{place}, line {found}" if found else place
+    if isinstance(error, ImportError | NameError | DeclarationError):  # their texts hold names, and nothing else
+        return f"{where}: {error}"
+    return f"{where}: {type(error).__name__} while it was imported"

@@ -4,7 +4,7 @@ pydantic's own texts may quote the input (a date's, a URL's, a custom validator'
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from pydantic import ValidationError
@@ -73,13 +73,19 @@ _PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,39}")
 
 
 def problems_of(
-    error: ValidationError, *, known: tuple[str, ...] = (), name: Callable[[str], str] = lambda field: field
+    error: ValidationError,
+    *,
+    known: tuple[str, ...] = (),
+    fields: Collection[str] | None = None,
+    name: Callable[[str], str] = lambda field: field,
 ) -> list[str]:
     """One line for each thing that is wrong.
 
     Args:
         error: what pydantic found.
         known: the top-level names there are, told when an unknown one was given.
+        fields: the names there are at any depth. Others in a place are pydantic's labels for the members of a union,
+            or the caller's own keys, and are left out.
         name: how a top-level field is called where the reader meets it.
     """
     lines = []
@@ -90,6 +96,8 @@ def problems_of(
             text = "is unknown; remove it"
             if len(place) == 1:
                 text += f" (there is {', '.join(known)})" if known else " (there are no arguments)"
+        elif fields is not None:
+            place = tuple(part for part in place if isinstance(part, int) or part in fields)
         lines.append(f"{_path(place, name)}: {text}")
     return list(dict.fromkeys(lines))
 

@@ -12,6 +12,7 @@ import select
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from traceback import extract_tb
 from types import TracebackType
@@ -33,7 +34,14 @@ class Wire:
         self.report: Callable[[str, str, dict[str, Any]], None] = self._report
         """`(level, event, fields)`: where stray output and crashes go; the log takes it over once configured."""
         self._lock = threading.Lock()
+        self._unsent = bytearray()
+        self._stalled = False
         self._dropped = 0
+        sys.excepthook = self._crash
+        sys.unraisablehook = lambda failure: self._crash(failure.exc_type, failure.exc_value, failure.exc_traceback)
+        threading.excepthook = lambda failure: self._crash(
+            failure.exc_type, failure.exc_value, failure.exc_traceback, thread=getattr(failure.thread, "name", None)
+        )
         self._pumps = [self._divert(1, "stdout_noise"), self._divert(2, "stderr_noise")]
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, 0)
@@ -41,11 +49,6 @@ class Wire:
         # New objects, as the old ones may take the pipe for the file or terminal that they were opened on.
         out, err = _text(1), _text(2)
         vars(sys).update(stdout=out, __stdout__=out, stderr=err, __stderr__=err)
-        sys.excepthook = self._crash
-        sys.unraisablehook = lambda failure: self._crash(failure.exc_type, failure.exc_value, failure.exc_traceback)
-        threading.excepthook = lambda failure: self._crash(
-            failure.exc_type, failure.exc_value, failure.exc_traceback, thread=getattr(failure.thread, "name", None)
-        )
         atexit.register(self.close)  # first registered runs last: after every other exit handler has printed
 
     def write_log(self, line: bytes) -> None:
@@ -55,19 +58,25 @@ class Wire:
         there is room again, and then counted in an event of their own.
         """
         with self._lock:
-            if not self._has_room(0 if self._dropped else 1):
+            if not self._send():
                 self._dropped += 1
                 return
             if self._dropped:
-                dropped, self._dropped = self._dropped, 0
-                self._write_whole(self._line("warning", "log_lines_dropped", {"count": dropped}))
-            self._write_whole(line)
+                self._unsent += self._line("warning", "log_lines_dropped", {"count": self._dropped}) + b"\n"
+                self._dropped = 0
+            self._unsent += line + b"\n"
+            self._send()
 
     def write_output(self, text: str) -> None:
-        """Write a command's result to the real stdout."""
+        """Write a command's result to the real stdout.
+
+        Raises:
+            OSError: it cannot be written; nothing is raised when the reader has read enough and gone.
+        """
         view = memoryview(text.encode())
-        while view:
-            view = view[os.write(self.stdout, view) :]
+        with suppress(BrokenPipeError):
+            while view:
+                view = view[os.write(self.stdout, view) :]
 
     def close(self) -> None:
         """Log what is still in buffers and pipes. Safe to call twice."""
@@ -91,23 +100,26 @@ class Wire:
         atexit._run_exitfuncs()  # os._exit skips them, and `close` is one
         os._exit(code)
 
+    def _send(self) -> bool:
+        """Write what is unsent. False: the reader takes no more for now, and the rest of the line goes first later."""
+        while self._unsent:
+            if not self._has_room(0 if self._stalled else 1):
+                self._stalled = True
+                return False
+            try:
+                # A pipe with room has room for 4096 bytes (PIPE_BUF on Linux): more could block.
+                sent = os.write(self.stderr, self._unsent[:4096])
+            except BlockingIOError:
+                return False
+            except OSError:
+                sent = len(self._unsent)  # the reader has gone
+            del self._unsent[:sent]
+        self._stalled = False
+        return True
+
     def _has_room(self, seconds: float) -> bool:
         """Whether a pipe takes a block without blocking; Windows cannot tell."""
         return sys.platform == "win32" or bool(select.select([], [self.stderr], [], seconds)[1])
-
-    def _write_whole(self, line: bytes) -> None:
-        view = memoryview(line + b"\n")
-        while view:
-            try:
-                # A pipe with room has room for 4096 bytes (PIPE_BUF on Linux): more could block.
-                view = view[os.write(self.stderr, view[:4096]) :]
-                if view and not self._has_room(1):
-                    return
-            except BlockingIOError:
-                if not self._has_room(1):
-                    return
-            except OSError:
-                return
 
     def _divert(self, number: int, event: str) -> threading.Thread:
         source, target = os.pipe()

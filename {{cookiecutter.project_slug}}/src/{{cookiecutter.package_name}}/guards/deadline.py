@@ -4,7 +4,7 @@ from typing import Any
 
 import anyio
 
-from ..calls import Call, Proceed, Target
+from ..calls import Call, Proceed, effect_of
 from ..errors import TimedOut
 
 
@@ -21,14 +21,6 @@ class Deadline:
         with anyio.move_on_after(limit) as scope:
             result = await proceed(call)
         if scope.cancelled_caught:
-            repeatable = call.target.read_only or call.target.idempotent
-            raise TimedOut(f"Stopped after {limit:g} s. {_effect(call.target)}", retryable=repeatable)
+            effect, repeatable = effect_of(call.target)
+            raise TimedOut(f"Stopped after {limit:g} s. {effect}", retryable=repeatable)
         return result
-
-
-def _effect(target: Target) -> str:
-    if target.read_only:
-        return "Nothing was changed; it is safe to retry."
-    if target.idempotent:
-        return "It may have taken effect; repeating the same call is safe."
-    return "It is not known whether it took effect: check before you repeat it."

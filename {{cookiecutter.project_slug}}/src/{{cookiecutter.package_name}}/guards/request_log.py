@@ -27,7 +27,8 @@ class RequestLog:
             outcome = error.outcome
             raise
         except Exception as error:  # noqa: BLE001 - the boundary that nothing unforeseen passes
-            self._log.error("crash", tool=tool_of(call), exc_info=error)
+            problems = {"problems": error.problems} if hasattr(error, "problems") else {}
+            self._log.error("crash", tool=tool_of(call), exc_info=error, **problems)
             outcome = Internal().outcome
             raise Internal from None
         finally:

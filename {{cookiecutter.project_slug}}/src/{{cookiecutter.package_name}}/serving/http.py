@@ -3,8 +3,9 @@
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
 from contextlib import contextmanager
+from http import HTTPStatus
 from typing import Any
 
 import anyio
@@ -52,6 +53,7 @@ async def serve(app: Application) -> int:
         access_log=False,
         proxy_headers=False,  # its default believes X-Forwarded-For from loopback
         server_header=False,
+        ws="none",  # MCP has no use for it, and uvicorn warns twice for each who tries
     )
     log = structlog.get_logger()
     async with manager.run(), anyio.create_task_group() as tasks:
@@ -93,13 +95,15 @@ class _Routes:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
-        if path == "/mcp":
+        if path == "/mcp" and scope["method"] == "POST" and not _is_json(scope["headers"]):
+            await _answer(send, 415, {"jsonrpc": "2.0", "id": None, "error": _refusal("Send application/json.")})
+        elif path == "/mcp":
             await self._mcp(scope, receive, _Completed(send).send)
         elif path in ("/livez", "/readyz"):
             # uvicorn accepts connections only once everything has been opened, so answering is being ready.
             await _answer(send, 200, {"status": "ok"})
         else:
-            await _answer(send, 404, {"error": _refusal(b"There is nothing at this path. MCP is at /mcp.")})
+            await _answer(send, 404, {"error": _refusal("There is nothing at this path. MCP is at /mcp.")})
 
 
 class _Completed:
@@ -123,22 +127,28 @@ class _Completed:
             self._body += message.get("body", b"")
             if not message.get("more_body"):
                 headers = {k: v for k, v in self._start["headers"] if k not in (b"content-type", b"content-length")}
-                await _answer(self._send, self._start["status"], self._complete(), headers)
+                await _answer(self._send, self._start["status"], self._complete(self._start["status"]), headers)
 
-    def _complete(self) -> dict[str, Any]:
+    def _complete(self, status: int) -> dict[str, Any]:
         try:
             found = from_json(self._body)
         except ValueError:
             found = None
         if not isinstance(found, dict) or not isinstance(found.get("error"), dict):
-            return {"jsonrpc": "2.0", "id": None, "error": _refusal(self._body)}
+            return {"jsonrpc": "2.0", "id": None, "error": _refusal(self._body.decode("utf-8", "replace"))}
         error, rpc_id = found["error"], found.get("id")
-        completed = complete_error(error["code"], error["message"], error.get("data"), "http", rpc_id)
+        message = error["message"] or HTTPStatus(status).phrase
+        completed = complete_error(error["code"], message, error.get("data"), "http", rpc_id)
         return {"jsonrpc": "2.0", "id": rpc_id, "error": completed}
 
 
-def _refusal(text: bytes) -> dict[str, Any]:
-    return complete_error(INVALID_REQUEST, text.decode("utf-8", "replace"), None, "http", None)
+def _refusal(text: str) -> dict[str, Any]:
+    return complete_error(INVALID_REQUEST, text, None, "http", None)
+
+
+def _is_json(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    kind = next((value for name, value in headers if name == b"content-type"), b"")
+    return kind.partition(b";")[0].strip().lower() == b"application/json"
 
 
 async def _answer(send: Send, status: int, body: dict[str, Any], headers: dict[bytes, bytes] | None = None) -> None:

@@ -9,7 +9,8 @@ import os
 import signal
 import stat
 import sys
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -23,26 +24,35 @@ from mcp_types import INVALID_REQUEST, PARSE_ERROR
 from pydantic import ValidationError
 from pydantic_core import from_json, to_json
 
+from ..errors import StartError
 from ..sdk import NOT_A_MESSAGE, complete_error
 from ..server import Application
 from ..wire import Wire
 
 _DRAIN_SECONDS = 1.5  # clients wait 2 s after closing stdin, then kill
+_CUT_SECONDS = 0.2  # for the answers of the calls that were cut
 
 
 async def serve(app: Application, wire: Wire) -> int:
-    """Serve until the input ends or a signal comes; returns the exit code, 1 if a call had to be cut."""
+    """Serve until the input ends or a signal comes; returns the exit code, 1 if a call had to be cut.
+
+    Raises:
+        StartError: a dependency cannot be opened.
+    """
     writer = _Writer(wire.stdout)
-    reader = _Reader(wire.stdin, writer, app.settings.max_request_bytes)
-    log = structlog.get_logger()
-    async with anyio.create_task_group() as tasks:
-        if sys.platform != "win32":
-            await tasks.start(_end_on_signal, reader)
-        log.info("serving", transport="stdio")
-        await app.mcp.run(reader, writer, app.mcp.create_initialization_options())
-        tasks.cancel_scope.cancel()
-    log.info("stopped", transport="stdio", lost_calls=reader.lost)
-    return 1 if reader.lost else 0
+    reader = _Reader(wire.stdin, writer, app.settings.max_request_bytes, app.drain.cut)
+    try:
+        async with anyio.create_task_group() as tasks:
+            if sys.platform != "win32":
+                await tasks.start(_end_on_signal, reader)
+            await app.mcp.run(reader, writer, app.mcp.create_initialization_options())
+            tasks.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        if len(group.exceptions) == 1 and isinstance(group.exceptions[0], StartError):
+            raise group.exceptions[0] from None
+        raise
+    structlog.get_logger().info("stopped", transport="stdio", cut_calls=reader.cut)
+    return 1 if reader.cut else 0
 
 
 async def _end_on_signal(reader: "_Reader", *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
@@ -75,7 +85,7 @@ class _Writer(_Closing):
         self._pollable = _make_pollable(descriptor)
         self._lock = anyio.Lock()
         self._progress = anyio.Event()
-        self.waiting: set[types.RequestId] = set()
+        self.waiting: Counter[types.RequestId] = Counter()  # a client may use an id twice, and is owed both answers
 
     async def send(self, item: SessionMessage) -> None:
         """Write one message."""
@@ -93,16 +103,16 @@ class _Writer(_Closing):
         await self._write(to_json({"jsonrpc": "2.0", "id": rpc_id, "error": error}))
         self.settle(rpc_id)
 
-    def settle(self, rpc_id: types.RequestId | None) -> None:
+    def settle(self, rpc_id: object) -> None:
         """A request is answered, or needs no answer any more."""
-        if rpc_id is not None:
-            self.waiting.discard(rpc_id)
+        if isinstance(rpc_id, str | int) and self.waiting[rpc_id] > 0:
+            self.waiting[rpc_id] -= 1
         self._progress.set()
         self._progress = anyio.Event()
 
     async def drained(self) -> None:
         """Wait until everything is answered."""
-        while self.waiting:
+        while self.waiting.total():
             await self._progress.wait()
 
     async def _write(self, line: bytes) -> None:
@@ -124,7 +134,7 @@ class _Writer(_Closing):
 class _Reader(_Closing):
     """Messages in. What is no message is answered here, as the SDK would drop it without a word."""
 
-    def __init__(self, descriptor: int, writer: _Writer, longest: int) -> None:
+    def __init__(self, descriptor: int, writer: _Writer, longest: int, cut: Callable[[], int]) -> None:
         self._descriptor = descriptor
         self._pollable = _make_pollable(descriptor)
         self._writer = writer
@@ -134,7 +144,8 @@ class _Reader(_Closing):
         self._skipping = False
         self._at_end = False
         self._reading = anyio.CancelScope()
-        self.lost = 0
+        self._cut = cut
+        self.cut = 0
 
     def end(self) -> None:
         """Read no more, as at the end of input."""
@@ -163,7 +174,9 @@ class _Reader(_Closing):
             if self._at_end:
                 with anyio.move_on_after(_DRAIN_SECONDS):
                     await self._writer.drained()
-                self.lost = len(self._writer.waiting)
+                self.cut = self._cut()
+                with anyio.move_on_after(_CUT_SECONDS):
+                    await self._writer.drained()
                 raise anyio.EndOfStream
             await self._fill()
 
@@ -213,7 +226,7 @@ class _Reader(_Closing):
             await self._refuse(line, is_json=error.errors(include_input=False)[0]["type"] != "json_invalid")
             return None
         if isinstance(message, types.JSONRPCRequest):
-            self._writer.waiting.add(message.id)
+            self._writer.waiting[message.id] += 1
         elif isinstance(message, types.JSONRPCNotification):
             if b'"id"' in line and "id" in from_json(line):  # a request whose id is no id, and is owed an answer
                 await self._refuse(line, is_json=True)
