@@ -21,6 +21,8 @@ from ..errors import StartError
 from ..sdk import complete_error
 from ..server import Application
 
+_STOP_SECONDS = 20  # less than Kubernetes' grace period of 30
+
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -53,6 +55,7 @@ async def serve(app: Application) -> int:
         access_log=False,
         proxy_headers=False,  # its default believes X-Forwarded-For from loopback
         server_header=False,
+        timeout_graceful_shutdown=_STOP_SECONDS,  # its default waits for ever, for an idle stream too
         ws="none",  # MCP has no use for it, and uvicorn warns twice for each who tries
     )
     log = structlog.get_logger()
