@@ -107,7 +107,19 @@ def test_new_tool_is_served_and_passes_its_test(project: Path) -> None:
     ]
     assert "find_invoice" in run_command("tools", source=source).stdout
     subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "modern", "tests/test_find_invoice.py"],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-n",
+            "0",
+            "-p",
+            "no:cacheprovider",
+            "-k",
+            "modern",
+            "tests/test_find_invoice.py",
+        ],
         cwd=project,
         env=environment(source),
         check=True,

@@ -5,6 +5,8 @@
 * A result that middleware returns is not completed by the SDK: `resultType` and `serverInfo` are added here.
 * Errors that the SDK makes outside its middleware (a wrong header, a mixed-up era, a malformed message) do not pass the
   guards: `complete_error` gives them the members every error has, and their log line.
+* Legacy answers over HTTP are `sse_starlette`'s (3.7.0), which ends every stream when uvicorn's own signal handler
+  runs, calls in flight included. Ours does not call it; its switch is thrown when the calls are answered.
 """
 
 import os
@@ -21,6 +23,7 @@ from mcp.shared.exceptions import MCPError
 from mcp_types import INTERNAL_ERROR, INVALID_PARAMS, INVALID_REQUEST, PARSE_ERROR, SERVER_INFO_META_KEY
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic import ValidationError
+from sse_starlette.sse import AppStatus
 
 from .auth.principal import ANONYMOUS, Principal
 from .calls import Call, Guard, Transport, chain
@@ -108,6 +111,11 @@ def complete_error(code: int, message: str, data: Any, transport: Transport, rpc
         log_request(structlog.get_logger(), call, outcome, 0)
         kept = kept | outcome.wire(request_id)
     return {"code": code, "message": message, "data": kept}
+
+
+def end_idle_streams() -> None:
+    """End the streams that legacy clients hold open for server-to-client messages: uvicorn would wait for them."""
+    AppStatus.should_exit = True
 
 
 def new_request_id() -> str:

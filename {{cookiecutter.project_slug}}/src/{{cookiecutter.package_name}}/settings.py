@@ -55,6 +55,12 @@ class Settings(BaseSettings):
     local_scopes: CommaList = Field((), description="stdio: scopes granted to the local user (comma list)")
     tool_timeout_seconds: float = Field(30, gt=0, le=86400, description="default per call; a tool can set its own")
     max_concurrent_calls: int = Field(64, ge=1, description="calls in flight; one more is refused as `overloaded`")
+    drain_delay_seconds: float = Field(
+        0, ge=0, le=600, description="HTTP: how long to go on serving after readiness turned off"
+    )
+    drain_timeout_seconds: float = Field(
+        20, ge=0, le=3600, description="HTTP: how long calls in flight may finish when the server stops"
+    )
     max_request_bytes: int = Field(1048576, ge=1024, description="HTTP body, stdio line")
     max_result_bytes: int = Field(1048576, ge=1024, description="a larger result becomes an error")
     request_state_keys: SecretStr | None = Field(

@@ -4,8 +4,9 @@ import signal
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from http import HTTPStatus
+from math import ceil
 from typing import Any
 
 import anyio
@@ -18,10 +19,10 @@ from mcp_types import INVALID_REQUEST
 from pydantic_core import from_json, to_json
 
 from ..errors import StartError
-from ..sdk import complete_error
+from ..sdk import complete_error, end_idle_streams
 from ..server import Application
 
-_STOP_SECONDS = 20  # less than Kubernetes' grace period of 30
+_CUT_SECONDS = 2  # for the answers of calls that were cut
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -30,7 +31,7 @@ Send = Callable[[Message], Awaitable[None]]
 
 
 async def serve(app: Application) -> int:
-    """Serve until a signal comes; returns the exit code.
+    """Serve until a signal comes; returns the exit code, 1 if a call had to be cut.
 
     Raises:
         StartError: the address cannot be listened on.
@@ -48,65 +49,111 @@ async def serve(app: Application) -> int:
         ),
         max_request_body_size=settings.max_request_bytes,
     )
+    routes = _Routes(manager.handle_request)
     config = uvicorn.Config(
-        _Routes(manager.handle_request),
+        routes,
         lifespan="off",
         log_config=None,  # its default writes the access log to stdout
         access_log=False,
         proxy_headers=False,  # its default believes X-Forwarded-For from loopback
         server_header=False,
-        timeout_graceful_shutdown=_STOP_SECONDS,  # its default waits for ever, for an idle stream too
+        timeout_graceful_shutdown=ceil(settings.drain_timeout_seconds) + 5,  # a backstop: the drain is ours
         ws="none",  # MCP has no use for it, and uvicorn warns twice for each who tries
     )
-    log = structlog.get_logger()
+    server = _Server(config, app, routes)
     async with manager.run(), anyio.create_task_group() as tasks:
-        server: uvicorn.Server
-        if sys.platform == "win32":  # which has no signal receivers; uvicorn's own handling will do
-            server = uvicorn.Server(config)
-        else:
-            server = _Server(config)
-            await tasks.start(server.end_on_signal)
-        log.info("listening", transport="http", url=f"http://{shown}:{port}/mcp")
+        if sys.platform != "win32":  # which has no signal receivers; uvicorn's own handling will do
+            await tasks.start(server.stop_on_signal)
+        structlog.get_logger().info("listening", transport="http", url=f"http://{shown}:{port}/mcp")
         await server.serve(sockets=[listener])
+        server.cut += app.drain.cut()  # none is left but after a second signal
         tasks.cancel_scope.cancel()
-    log.info("stopped", transport="http")
-    return 0
+    structlog.get_logger().info("stopped", transport="http", cut_calls=server.cut)
+    return 1 if server.cut else 0
 
 
 class _Server(uvicorn.Server):
-    """uvicorn without its own signal handling, which ends the process by the signal before anything is closed."""
+    """uvicorn with a stop of our own: its own ends the process by the signal, before anything is closed."""
+
+    def __init__(self, config: uvicorn.Config, app: Application, routes: "_Routes") -> None:
+        super().__init__(config)
+        self._app = app
+        self._routes = routes
+        self.cut = 0
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Leave signals to `end_on_signal`."""
-        yield
+        """Leave signals to `stop_on_signal`, where there are signals."""
+        with super().capture_signals() if sys.platform == "win32" else nullcontext():
+            yield
 
-    async def end_on_signal(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+    async def stop_on_signal(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Stop on the first SIGTERM or SIGINT, at once on the second."""
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             task_status.started()
-            async for _ in signals:
-                self.force_exit = self.should_exit
-                self.should_exit = True
+            async with anyio.create_task_group() as tasks:
+                async for _ in signals:
+                    if self._routes.draining:
+                        self.force_exit = self.should_exit = True
+                    else:
+                        self._routes.draining = True
+                        tasks.start_soon(self._stop)
+
+    async def _stop(self) -> None:
+        settings = self._app.settings
+        structlog.get_logger().info("draining", calls=self._routes.posts)
+        await anyio.sleep(settings.drain_delay_seconds)
+        self.should_exit = True  # uvicorn takes no new connection from here on
+        with anyio.move_on_after(settings.drain_timeout_seconds):
+            await self._routes.answered()
+        self.cut = self._app.drain.cut()
+        with anyio.move_on_after(_CUT_SECONDS):
+            await self._routes.answered()
+        end_idle_streams()
 
 
 class _Routes:
-    """The paths there are. Probes stand outside Host checks and the request log."""
+    """The paths there are. Probes stand outside Host checks and the request log.
+
+    `posts`: requests that are not answered to their last byte; `draining`: whether the server is about to stop.
+    """
 
     def __init__(self, mcp: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
         self._mcp = mcp
+        self._progress = anyio.Event()
+        self.posts = 0
+        self.draining = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope["path"]
-        if path == "/mcp" and scope["method"] == "POST" and not _is_json(scope["headers"]):
-            await _answer(send, 415, {"jsonrpc": "2.0", "id": None, "error": _refusal("Send application/json.")})
+        path, method = scope["path"], scope["method"]
+        if path == "/mcp" and method == "POST":
+            await self._post(scope, receive, send)
         elif path == "/mcp":
             await self._mcp(scope, receive, _Completed(send).send)
+        elif path == "/readyz" and self.draining:
+            await _answer(send, 503, {"status": "draining"})
         elif path in ("/livez", "/readyz"):
             # uvicorn accepts connections only once everything has been opened, so answering is being ready.
             await _answer(send, 200, {"status": "ok"})
         else:
             await _answer(send, 404, {"error": _refusal("There is nothing at this path. MCP is at /mcp.")})
+
+    async def answered(self) -> None:
+        """Wait until every request is answered."""
+        while self.posts:
+            await self._progress.wait()
+
+    async def _post(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.posts += 1
+        try:
+            if _is_json(scope["headers"]):
+                await self._mcp(scope, receive, _Completed(send).send)
+            else:
+                await _answer(send, 415, {"jsonrpc": "2.0", "id": None, "error": _refusal("Send application/json.")})
+        finally:
+            self.posts -= 1
+            self._progress.set()
+            self._progress = anyio.Event()
 
 
 class _Completed:

@@ -1,0 +1,113 @@
+"""Stopping over HTTP: what was accepted is answered, in both eras, and the exit code tells."""
+
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx2
+import pytest
+
+from .conftest import Start
+from .harness import ERROR, HTTP, SERVE_HTTP, Peer, Way
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+
+
+@pytest.fixture(params=HTTP, ids=str)
+def way(request: pytest.FixtureRequest) -> Way:
+    """Each era, over HTTP only."""
+    found: Way = request.param
+    return found
+
+
+@pytest.fixture
+def threads() -> Iterator[ThreadPoolExecutor]:
+    """For calls that are in flight while the test does something else."""
+    with ThreadPoolExecutor() as pool:
+        yield pool
+
+
+def started(start: Start, way: Way, **settings: str) -> Peer:
+    """A peer of a server of its own."""
+    return Peer(way, start(*SERVE_HTTP, settings={f"MCP_{name.upper()}": value for name, value in settings.items()}))
+
+
+@pytest.mark.parametrize(("sessions", "number"), [("stateless", signal.SIGTERM), ("stateful", signal.SIGINT)])
+def test_calls_in_flight_are_answered(
+    start: Start, way: Way, threads: ThreadPoolExecutor, sessions: str, number: signal.Signals
+) -> None:
+    """Eight calls get their results, an idle stream does not hold the process, and it exits 0."""
+    peer = started(start, way, http_sessions=sessions)
+    headers = session_of(peer)
+    with httpx2.Client(trust_env=False) as idle:
+        if way.version != "2026-07-28":
+            asked = {"Accept": "text/event-stream", "MCP-Protocol-Version": way.version} | headers
+            stream = idle.send(idle.build_request("GET", peer.url, headers=asked), stream=True)
+            assert stream.status_code == 200
+        params = {"name": "probe_waits", "arguments": {"seconds": 0.5}}
+        messages = [peer.message("tools/call", params) for _ in range(8)]
+        calls = [threads.submit(peer.post, message, headers) for message in messages]
+        while sum(event["event"] == "waiting" for event in peer.server.log) < 8:
+            time.sleep(0.01)
+        peer.server.process.send_signal(number)
+        for call in calls:
+            assert call.result().status_code == 200
+            assert "done" in call.result().text
+        assert peer.server.process.wait(5) == 0
+    assert peer.server.wait_for("stopped")["cut_calls"] == 0
+    peer.http.close()
+
+
+def session_of(peer: Peer) -> dict[str, str]:
+    """The header of a legacy session, where the server gives one."""
+    if peer.way.version == "2026-07-28":
+        return {}
+    hello = {"protocolVersion": peer.way.version, "capabilities": {}, "clientInfo": {"name": "raw", "version": "0"}}
+    session = peer.post(peer.message("initialize", hello)).headers.get("mcp-session-id")
+    return {"Mcp-Session-Id": session} if session else {}
+
+
+def test_call_that_outlasts_the_drain_is_cut_and_answered(start: Start, way: Way, threads: ThreadPoolExecutor) -> None:
+    """It gets `shutting_down`, and the exit code says that a call was cut."""
+    peer = started(start, way, drain_timeout_seconds="0.2")
+    call = threads.submit(peer.error, "probe_waits", seconds=30)
+    peer.server.wait_for("waiting")
+    peer.server.process.terminate()
+    error = call.result()
+    assert (error["code"], "not known whether it took effect" in error["message"]) == ("shutting_down", True)
+    assert peer.server.process.wait(5) == 1
+    assert peer.logged(error["request_id"])["outcome"] == "shutting_down"
+    assert peer.server.wait_for("stopped")["cut_calls"] == 1
+    peer.http.close()
+
+
+def test_readiness_turns_off_while_the_server_serves_on(start: Start, way: Way) -> None:
+    """During the drain delay a load balancer sees 503, and whoever still comes is served."""
+    peer = started(start, way, drain_delay_seconds="1")
+    ready, alive = peer.url.replace("/mcp", "/readyz"), peer.url.replace("/mcp", "/livez")
+    assert peer.http.get(ready).status_code == 200
+    peer.server.process.terminate()
+    peer.server.wait_for("draining")
+    answer = peer.http.get(ready)
+    assert (answer.status_code, answer.json()) == (503, {"status": "draining"})
+    assert peer.http.get(alive).status_code == 200
+    assert ERROR not in peer.call("probe_list")["result"].get("_meta", {})
+    assert peer.server.process.wait(5) == 0
+    with pytest.raises(httpx2.ConnectError):
+        peer.http.get(ready)
+    peer.http.close()
+
+
+def test_second_signal_ends_it_at_once(start: Start, way: Way, threads: ThreadPoolExecutor) -> None:
+    """Whoever is in a hurry does not wait for the drain; the exit code says that a call was cut."""
+    peer = started(start, way)
+    call = threads.submit(peer.post, peer.message("tools/call", {"name": "probe_waits", "arguments": {"seconds": 30}}))
+    peer.server.wait_for("waiting")
+    peer.server.process.terminate()
+    peer.server.wait_for("draining")
+    peer.server.process.terminate()
+    assert peer.server.process.wait(5) == 1
+    assert call.exception() is not None or "done" not in call.result().text
+    peer.http.close()
