@@ -78,5 +78,5 @@ def test_planted_fault_is_found(project: Path, fault: str, place: str, check: st
         found = run(project, check)
     finally:
         file.unlink()
-    assert found.returncode == 1, found.stdout + found.stderr
+    assert found.returncode != 0, found.stdout + found.stderr  # pytest has several codes for red
     assert message in found.stdout + found.stderr
