@@ -23,6 +23,7 @@ QUESTIONS = {
     for name, value in json.loads((ROOT / "cookiecutter.json").read_text(encoding="utf-8")).items()
     if not name.startswith("_")
 }
+CHECKS = ["uv run ruff check", "uv run ruff format --check", "uv run mypy", "uv run pytest"]
 CHOICES = {name: value for name, value in QUESTIONS.items() if isinstance(value, list)}
 
 

@@ -6,15 +6,13 @@ from typing import ClassVar, NamedTuple
 
 import pytest
 
-from rendering import interpreter, metadata, render, run
+from rendering import CHECKS, interpreter, metadata, render, run
 
 pytestmark = [pytest.mark.install, pytest.mark.timeout(600)]
 
 HOSTILE = (
     "\"quotes\", 'apostrophes', \\back\\slashes, 🔩, {{ 7 * 7 }}, {% raw %}, \u05d0\u05d1 \u200f, <b>, $HOME, %s, # x"
 )
-
-CHECKS = ["uv run ruff check", "uv run ruff format --check", "uv run mypy", "uv run pytest"]
 
 
 class Installed(NamedTuple):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from rendering import render, run
+from rendering import CHECKS, render, run
 
 pytestmark = [pytest.mark.install, pytest.mark.timeout(600)]
 
@@ -57,6 +57,17 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sync = run(path, "uv sync")
     assert sync.returncode == 0, sync.stderr
     return path
+
+
+def test_project_with_a_users_tools_passes_its_checks(tmp_path: Path) -> None:
+    """What the README tells a user to do, by command and by hand, leaves everything green."""
+    project = render(tmp_path, project_name="Spare Parts")
+    readme = (project / "README.md").read_text(encoding="utf-8")
+    by_hand = readme.partition("```python\n")[2].partition("```")[0].replace("find_invoice", "show_invoice")
+    (project / "src" / "spare_parts" / "tools" / "show_invoice.py").write_text(by_hand, encoding="utf-8")
+    for line in ("uv sync", "uv run spare-parts new-tool find_invoice", *CHECKS):
+        done = run(project, line)
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(

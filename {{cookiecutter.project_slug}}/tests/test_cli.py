@@ -97,15 +97,15 @@ def project(tmp_path: Path) -> Path:
 
 
 def test_new_tool_is_served_and_passes_its_test(project: Path) -> None:
-    """`new-tool` writes a tool and a test, and both are good as they are."""
+    """`new-tool` writes a tool and a test, and both are good as they are. (The name is one that no project has.)"""
     source = project / "src"
-    done = run_command("new-tool", "find_invoice", source=source)
+    done = run_command("new-tool", "made_by_a_test", source=source)
     assert (done.returncode, done.stderr) == (0, "")
     assert [line.removeprefix("wrote ") for line in done.stdout.splitlines()] == [
-        str(Path("src") / PACKAGE / "tools" / "find_invoice.py"),
-        str(Path("tests") / "test_find_invoice.py"),
+        str(Path("src") / PACKAGE / "tools" / "made_by_a_test.py"),
+        str(Path("tests") / "test_made_by_a_test.py"),
     ]
-    assert "find_invoice" in run_command("tools", source=source).stdout
+    assert "made_by_a_test" in run_command("tools", source=source).stdout
     subprocess.run(
         [
             sys.executable,
@@ -118,7 +118,7 @@ def test_new_tool_is_served_and_passes_its_test(project: Path) -> None:
             "no:cacheprovider",
             "-k",
             "modern",
-            "tests/test_find_invoice.py",
+            "tests/test_made_by_a_test.py",
         ],
         cwd=project,
         env=environment(source),
@@ -126,9 +126,9 @@ def test_new_tool_is_served_and_passes_its_test(project: Path) -> None:
         capture_output=True,
         timeout=60,
     )
-    (again, other) = problems("new-tool", "find_invoice", source=source)
-    assert "find_invoice.py is there already" in again
-    assert "test_find_invoice.py is there already" in other
+    (again, other) = problems("new-tool", "made_by_a_test", source=source)
+    assert "made_by_a_test.py is there already" in again
+    assert "test_made_by_a_test.py is there already" in other
 
 
 TOOL = f"""from {PACKAGE}.tooling import tool

@@ -33,7 +33,7 @@ async def test_search_is_bounded_and_structured(connect: Connect) -> None:
 async def test_missing_part_is_a_refusal_the_model_can_act_on(connect: Connect) -> None:
     """The message says which tool helps."""
     async with connect() as client:
-        result = await client.call_tool("get_part", {"sku": "XXX-0000"})
+        result = await client.call_tool("get_part", {"sku": "ZZZ-0000"})
         assert code_of(result) == "failed"
         assert "search_parts" in result.content[0].text  # type: ignore[union-attr]
         part = (await client.call_tool("get_part", {"sku": "BRG-6204"})).structured_content
