@@ -52,6 +52,16 @@ def test_help_and_version() -> None:
         assert done.stdout
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+def test_result_that_cannot_be_written() -> None:
+    """It is one line and exit 1; a reader that has read enough is no failure."""
+    command = [sys.executable, "-m", PACKAGE, "--version"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=environment(), check=False)
+    assert done.returncode == 1
+    assert json.loads(done.stderr)["event"].startswith("the result cannot be written")
+
+
 def test_tools_lists_what_is_served(source: Path) -> None:
     """With scopes, cost, timeout, and whether it is read-only."""
     rows = {row["name"]: row for row in json.loads(run_command("tools", "--json", source=source).stdout)}

@@ -30,12 +30,8 @@ def main(argv: Sequence[str], wire: Wire) -> int:
     except StartError as error:
         _report(wire, error)
         return 2
-    except OSError as error:  # of write_output: nothing else that may fail so is left to come here
-        _report(wire, StartError([f"the result cannot be written ({error.strerror})"]))
-        return 1
-    except SystemExit as done:  # --help and --version
-        wire.write_output(printed.getvalue())
-        return int(done.code or 0)
+    except SystemExit:  # --help and --version
+        return _print(wire, printed.getvalue())
     except KeyboardInterrupt:
         return 130
 
@@ -43,6 +39,15 @@ def main(argv: Sequence[str], wire: Wire) -> int:
 def _report(wire: Wire, error: StartError) -> None:
     for problem in dict.fromkeys(error.problems):
         wire.report("error", problem, {})
+
+
+def _print(wire: Wire, text: str) -> int:
+    try:
+        wire.write_output(text)
+    except OSError as error:
+        _report(wire, StartError([f"the result cannot be written ({error.strerror})"]))
+        return 1
+    return 0
 
 
 class _Parser(argparse.ArgumentParser):
@@ -157,31 +162,25 @@ def _tools(wire: Wire, *, as_json: bool, **overrides: Any) -> int:
         for tool in served
     ]
     if as_json:
-        wire.write_output(to_json(rows, indent=2).decode() + "\n")
-        return 0
+        return _print(wire, to_json(rows, indent=2).decode() + "\n")
     table = [("TOOL", "SCOPES", "COST", "TIMEOUT", "READ ONLY")]
     for row in rows:
         scopes, read_only = " ".join(row["scopes"]) or "-", "yes" if row["read_only"] else "no"
         table.append((row["name"], scopes, str(row["cost"]), f"{row['timeout_seconds']:g} s", read_only))
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for line in table:
-        wire.write_output("  ".join(map(str.ljust, line, widths)).rstrip() + "\n")
-    return 0
+    return _print(wire, "".join("  ".join(map(str.ljust, line, widths)).rstrip() + "\n" for line in table))
 
 
 def _client_config(wire: Wire, *, client: str, **overrides: Any) -> int:
     from .clients import snippet
 
-    wire.write_output(snippet(client, _configure(wire, **overrides)))
-    return 0
+    return _print(wire, snippet(client, _configure(wire, **overrides)))
 
 
 def _new_tool(wire: Wire, *, name: str, **_: Any) -> int:
     from .scaffold import new_tool
 
-    for path in new_tool(name):
-        wire.write_output(f"wrote {path}\n")
-    return 0
+    return _print(wire, "".join(f"wrote {path}\n" for path in new_tool(name)))
 
 
 def _has_uvloop() -> bool:

@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import PydanticSerializationError, PydanticUndefined, SchemaValidator, from_json, to_json
 
-from .errors import InvalidArguments, ResultTooLarge
+from .errors import InvalidArguments, InvalidResult, ResultTooLarge
 from .text import clean
 from .tooling import Depends
 from .validation import problems_of
@@ -94,14 +94,6 @@ class Signature:
 
     def _named(self, model: BaseModel) -> dict[str, Any]:
         return dict(zip(self.names, model.__dict__.values(), strict=True))
-
-
-class InvalidResult(Exception):
-    """A function did not return what its annotation says. `problems`: the fields and the rules, not the values."""
-
-    def __init__(self, problems: list[str]) -> None:
-        super().__init__()
-        self.problems = problems
 
 
 class Results:

@@ -211,6 +211,14 @@ class Internal(CallError):
         super().__init__("The server failed on this call. Quote the request id to its operator.")
 
 
+class InvalidResult(Exception):
+    """A function did not return what its annotation says. `problems`: the fields and the rules, not the values."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__()
+        self.problems = problems
+
+
 class StartError(Exception):
     """The server cannot start as it is configured or written. `problems`: one line each, each with its remedy."""
 

@@ -19,8 +19,17 @@ from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic import ValidationError
 from pydantic_core import to_json
 
-from .contracts import InvalidResult, Results, Signature, bounded
-from .errors import CallError, Failed, InvalidArguments, NotFound, ResultTooLarge, StartError, UnknownTool
+from .contracts import Results, Signature, bounded
+from .errors import (
+    CallError,
+    Failed,
+    InvalidArguments,
+    InvalidResult,
+    NotFound,
+    ResultTooLarge,
+    StartError,
+    UnknownTool,
+)
 from .logs import hide_shapes
 from .text import clean
 from .tooling import Declaration, Depends

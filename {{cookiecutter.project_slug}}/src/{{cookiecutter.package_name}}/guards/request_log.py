@@ -6,7 +6,7 @@ from typing import Any
 import structlog
 
 from ..calls import Call, Proceed
-from ..errors import CANCELLED, OK, CallError, Internal, Outcome
+from ..errors import CANCELLED, OK, CallError, Internal, InvalidResult, Outcome
 from ..logs import current_request
 
 
@@ -27,7 +27,7 @@ class RequestLog:
             outcome = error.outcome
             raise
         except Exception as error:  # noqa: BLE001 - the boundary that nothing unforeseen passes
-            problems = {"problems": error.problems} if hasattr(error, "problems") else {}
+            problems = {"problems": error.problems} if isinstance(error, InvalidResult) else {}
             self._log.error("crash", tool=tool_of(call), exc_info=error, **problems)
             outcome = Internal().outcome
             raise Internal from None
