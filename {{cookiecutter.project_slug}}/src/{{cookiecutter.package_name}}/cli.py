@@ -3,7 +3,9 @@
 import argparse
 import contextlib
 import io
+import os
 from collections.abc import Sequence
+from functools import partial
 from importlib import metadata
 from typing import Any, NoReturn
 
@@ -109,10 +111,10 @@ def _serve(wire: Wire, **overrides: Any) -> int:
         if settings.transport == "stdio":
             from .serving import stdio
 
-            return await stdio.serve(app, wire)
+            return await stdio.serve(app, wire, partial(os._exit, 1))
         from .serving import http
 
-        return await http.serve(app)
+        return await http.serve(app, partial(os._exit, 1))
 
     return anyio.run(serve, backend_options=options)
 

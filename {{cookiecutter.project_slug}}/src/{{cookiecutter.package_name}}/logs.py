@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, MutableMapping
 from contextvars import ContextVar
+from functools import lru_cache
 from typing import Any
 
 import structlog
@@ -30,6 +31,7 @@ _SECRET_TEXTS = (
     (re.compile(r"://[^/\s@]+@"), f"://{_HIDDEN}@"),  # user and password of a URL
     (re.compile(r"(\b[a-z][\w+.-]*://[^\s?#\"']*)[?#][^\s\"']*", re.IGNORECASE), rf"\1?{_HIDDEN}"),  # its query
 )
+_SUSPECT = re.compile(r"bearer|basic|eyJ|://", re.IGNORECASE)  # what none of them can do without
 
 
 def configure(wire: Wire, *, level: str, form: str, secrets: Iterable[str] = ()) -> None:
@@ -63,9 +65,9 @@ def configure(wire: Wire, *, level: str, form: str, secrets: Iterable[str] = ())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(max(logging.getLevelName(level), logging.INFO))
-    # The SDK logs Host and Origin headers as warnings, uvicorn its own start and stop: the request log has what matters.
+    # Their warnings repeat what is in the request log: headers (the SDK), requests that are no HTTP (uvicorn).
     logging.getLogger("mcp").setLevel(logging.ERROR)
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)
     logging.captureWarnings(True)
 
     own = structlog.get_logger()
@@ -86,15 +88,15 @@ class Redaction:
 
     def clean(self, value: Any) -> Any:
         """`value` as JSON data, with what is secret in it replaced."""
-        if value is None or isinstance(value, bool | int | float):
-            return value
-        if isinstance(value, bytes):
-            value = value.decode("utf-8", "replace")
         if isinstance(value, str):
             return hide_shapes(value if self._values is None else self._values.sub(_HIDDEN, value))
+        if value is None or isinstance(value, int | float):
+            return value
+        if isinstance(value, bytes):
+            return self.clean(value.decode("utf-8", "replace"))
         if isinstance(value, dict):
             return {
-                (name := str(self.clean(key))): _HIDDEN if _SECRET_KEY.search(name) else self.clean(item)
+                (name := str(self.clean(key))): _HIDDEN if _names_a_secret(name) else self.clean(item)
                 for key, item in value.items()
             }
         if isinstance(value, list | tuple | set | frozenset):
@@ -120,9 +122,15 @@ class _Finish:
 
 def hide_shapes(text: str) -> str:
     """Hide what looks like a credential: header values, JWTs, user, password, query and fragment of a URL."""
-    for pattern, shown in _SECRET_TEXTS:
-        text = pattern.sub(shown, text)
+    if _SUSPECT.search(text) is not None:
+        for pattern, shown in _SECRET_TEXTS:
+            text = pattern.sub(shown, text)
     return text
+
+
+@lru_cache(maxsize=1024)
+def _names_a_secret(name: str) -> bool:
+    return _SECRET_KEY.search(name) is not None
 
 
 class _WireLogger:

@@ -5,14 +5,15 @@ import base64
 import inspect
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
+from types import CodeType
 from typing import Any
 
-import anyio
-import anyio.to_thread
 import mcp_types as types
 from mcp.server import ServerRequestContext
 from mcp.server.mcpserver import Context, ResourceSecurity
+from mcp.server.subscriptions import SubscriptionBus
 from mcp.shared.exceptions import MCPError, NoBackChannelError
 from mcp.shared.uri_template import InvalidUriTemplate, UriTemplate
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
@@ -32,6 +33,7 @@ from .errors import (
 )
 from .logs import hide_shapes
 from .text import clean
+from .threads import Threads
 from .tooling import Declaration, Depends
 from .validation import problems_of
 
@@ -46,10 +48,18 @@ class Crashed(Exception):
     """
 
 
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What every function runs in."""
+
+    threads: Threads
+    bus: SubscriptionBus
+
+
 class Served:
     """One declared function, ready to be called."""
 
-    def __init__(self, declaration: Declaration, threads: anyio.CapacityLimiter) -> None:
+    def __init__(self, declaration: Declaration, around: "Surroundings") -> None:
         self.declaration = declaration
         self.name = declaration.name
         self.scopes = declaration.scopes
@@ -57,23 +67,34 @@ class Served:
         self.read_only = declaration.read_only
         self.idempotent = declaration.idempotent
         self.signature = Signature(declaration.function)
-        self._threads = threads
+        self._around = around
         self._is_async = inspect.iscoroutinefunction(declaration.function)
         if inspect.isgeneratorfunction(declaration.function) or inspect.isasyncgenfunction(declaration.function):
             raise TypeError("is a generator; return the whole value")
+
+    def complete(self, name: str, typed: str) -> list[str]:
+        """The values that an argument can take and that start with what is typed, where its type lists them."""
+        schema = self.signature.schema
+        part = schema["properties"].get(name, {})
+        for each in (part, *part.get("anyOf", ())):
+            found = schema.get("$defs", {}).get(each.get("$ref", "").rpartition("/")[2], each)
+            if values := found.get("enum") or ([found["const"]] if "const" in found else []):
+                return [str(value) for value in values if str(value).startswith(typed)]
+        return []
 
     async def run(self, ctx: ServerRequestContext[Opened], arguments: dict[str, Any], params: Any = None) -> Any:
         """Call the function. A `def` runs in the server's own threads, and is left behind there when cancelled."""
         for name, dependency in self.signature.dependencies.items():
             arguments[name] = ctx.lifespan_context[dependency]
         if self.signature.context is not None:
-            arguments[self.signature.context] = Context(request_context=ctx, input_params=params)
+            arguments[self.signature.context] = Context(
+                request_context=ctx, input_params=params, subscriptions=self._around.bus
+            )
         try:
             if self._is_async:
                 value = await self.declaration.function(**arguments)
             else:
-                work = partial(self.declaration.function, **arguments)
-                value = await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=self._threads)
+                value = await self._around.threads.run(self.name, partial(self.declaration.function, **arguments))
         except asyncio.CancelledError as error:
             if (task := asyncio.current_task()) is None or task.cancelling():
                 raise
@@ -109,8 +130,8 @@ def _only_call_error(group: BaseExceptionGroup[Any]) -> CallError | None:
 class ServedTool(Served):
     """A tool."""
 
-    def __init__(self, declaration: Declaration, threads: anyio.CapacityLimiter) -> None:
-        super().__init__(declaration, threads)
+    def __init__(self, declaration: Declaration, around: "Surroundings") -> None:
+        super().__init__(declaration, around)
         if self.signature.returns is inspect.Signature.empty:
             raise TypeError("has no return annotation; it is the schema of the result")
         self._results = Results(self.signature.returns)
@@ -142,8 +163,8 @@ class ServedTool(Served):
 class ServedResource(Served):
     """A resource, or a template of resources."""
 
-    def __init__(self, declaration: Declaration, threads: anyio.CapacityLimiter) -> None:
-        super().__init__(declaration, threads)
+    def __init__(self, declaration: Declaration, around: "Surroundings") -> None:
+        super().__init__(declaration, around)
         self.template = UriTemplate.parse(declaration.uri)
         if set(self.template.variable_names) != set(self.signature.names):
             raise TypeError(f"the variables of {declaration.uri} are not the function's parameters")
@@ -198,8 +219,8 @@ _SECURITY = ResourceSecurity()
 class ServedPrompt(Served):
     """A prompt."""
 
-    def __init__(self, declaration: Declaration, threads: anyio.CapacityLimiter) -> None:
-        super().__init__(declaration, threads)
+    def __init__(self, declaration: Declaration, around: "Surroundings") -> None:
+        super().__init__(declaration, around)
         schema = self.signature.schema
         self.listed = types.Prompt(
             name=self.name,
@@ -239,13 +260,11 @@ class Registry:
         StartError: a line for each declaration that cannot be served.
     """
 
-    def __init__(self, declarations: Iterable[Declaration], threads: int) -> None:
-        """`threads`: how many `def` functions may run at once."""
+    def __init__(self, declarations: Iterable[Declaration], around: Surroundings) -> None:
         self.tools: dict[str, ServedTool] = {}
         self.resources: dict[str, ServedResource] = {}
         self.prompts: dict[str, ServedPrompt] = {}
         self._fixed: dict[str, ServedResource] = {}  # a URI without variables is not a template's to answer
-        limiter = anyio.CapacityLimiter(threads)
         taken: dict[tuple[str, str], Declaration] = {}
         problems: list[str] = []
         for each in declarations:
@@ -257,7 +276,7 @@ class Registry:
             if not each.description:
                 problems.append(f"{place}: has no docstring; it is the description that the model reads")
             try:
-                self._add(each, limiter)
+                self._add(each, around)
             except (TypeError, NameError, ValueError, InvalidUriTemplate) as error:
                 problems.append(f"{place}: {' '.join(str(error).split())}")
             except Exception as error:  # noqa: BLE001 - pydantic has many ways to say that a type has no schema
@@ -272,16 +291,26 @@ class Registry:
         """Everything."""
         return [*self.tools.values(), *self.resources.values(), *self.prompts.values()]
 
+    @property
+    def code(self) -> dict[CodeType, str]:
+        """The code of every function, and its name."""
+        return {inspect.unwrap(each.declaration.function).__code__: each.name for each in self.served}
+
     def target(self, method: str, params: Mapping[str, Any] | None) -> Served | None:
         """What a request is for, read from its unvalidated parameters; None if nothing is served there."""
         params = params or {}
-        name = params.get("uri" if method == "resources/read" else "name")
+        if method == "completion/complete" and isinstance(params.get("ref"), Mapping):
+            params = params["ref"]
+            method = "prompts/get" if params.get("type") == "ref/prompt" else "resources/templates"
+        name = params.get("name" if method in ("tools/call", "prompts/get") else "uri")
         if not isinstance(name, str):
             return None
         if method == "tools/call":
             return self.tools.get(name)
         if method == "prompts/get":
             return self.prompts.get(name)
+        if method == "resources/templates":
+            return next((each for each in self.resources.values() if each.declaration.uri == name), None)
         return self._resource(name) if method == "resources/read" else None
 
     def tool(self, name: str) -> ServedTool:
@@ -310,12 +339,12 @@ class Registry:
             return fixed
         return next((each for each in self.resources.values() if each.template.match(uri) is not None), None)
 
-    def _add(self, declaration: Declaration, limiter: anyio.CapacityLimiter) -> None:
+    def _add(self, declaration: Declaration, around: Surroundings) -> None:
         if declaration.kind == "tool":
-            self.tools[declaration.name] = ServedTool(declaration, limiter)
+            self.tools[declaration.name] = ServedTool(declaration, around)
         elif declaration.kind == "resource":
-            made = self.resources[declaration.name] = ServedResource(declaration, limiter)
+            made = self.resources[declaration.name] = ServedResource(declaration, around)
             if made.listed is not None:
                 self._fixed[declaration.uri] = made
         else:
-            self.prompts[declaration.name] = ServedPrompt(declaration, limiter)
+            self.prompts[declaration.name] = ServedPrompt(declaration, around)

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterator, Mapping
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -49,6 +50,9 @@ class Settings(BaseSettings):
         ("http://127.0.0.1", "http://localhost", "http://[::1]"),
         description="HTTP: browser origins that may call (comma list); an origin without a port allows every port",
     )
+    trusted_proxies: CommaList = Field(
+        (), description="HTTP: addresses or networks of proxies whose `X-Forwarded-For` is believed (comma list)"
+    )
     http_sessions: Literal["stateless", "stateful"] = Field(
         "stateless", description="HTTP: `stateful` for legacy clients that need server-to-client requests"
     )
@@ -68,10 +72,18 @@ class Settings(BaseSettings):
         description="seal `requestState` (comma list; the first seals, all open); shared by replicas, else per process",
     )
 
-    @field_validator("allowed_hosts", "allowed_origins", "local_scopes", mode="before")
+    @field_validator("allowed_hosts", "allowed_origins", "trusted_proxies", "local_scopes", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            return tuple(str(ip_network(each)) for each in value)
+        except ValueError:
+            raise PydanticCustomError("no_address", "each: an IP address, or a network as in 10.0.0.0/8") from None
 
     @field_validator("request_state_keys")
     @classmethod

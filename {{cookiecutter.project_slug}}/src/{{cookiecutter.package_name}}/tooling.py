@@ -7,7 +7,7 @@ yours to share code in; every other file holds at least one decorated function.
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,9 +66,18 @@ class Depends:
 
     `stock: Annotated[Stock, Depends(open_stock)]`, where `open_stock(settings)` is an asynchronous context manager: it
     is entered once, before the first request, and left after the last.
+
+    `check` is given what was opened and raises when that is of no use now: the server is not ready then. It may take
+    2 s, and runs at most once a second.
     """
 
     open: Callable[[Settings], AbstractAsyncContextManager[Any]]
+    check: Callable[[Any], Awaitable[object]] | None = None
+
+    @property
+    def name(self) -> str:
+        """`shop.open_shop`: how messages name it."""
+        return f"{self.open.__module__.rpartition('.')[2]}.{self.open.__name__}"
 
 
 class DeclarationError(TypeError):

@@ -3,6 +3,7 @@
 from typing import Any
 
 import anyio
+from mcp.server.subscriptions import ListenHandler
 
 from ..calls import Call, Proceed, effect_of
 from ..errors import ShuttingDown
@@ -11,11 +12,15 @@ from ..errors import ShuttingDown
 class Drain:
     """Knows the calls in flight, and cuts them when they have had their time: each is answered all the same."""
 
-    def __init__(self) -> None:
+    def __init__(self, listeners: ListenHandler) -> None:
+        self._listeners = listeners
         self._running: set[anyio.CancelScope] = set()
+        self._begun = False
 
     async def __call__(self, call: Call, proceed: Proceed) -> Any:
         if call.target is None:
+            if self._begun and call.method == "subscriptions/listen":
+                raise ShuttingDown("The server is stopping. Listen again in a moment.")
             return await proceed(call)
         with anyio.CancelScope() as scope:
             self._running.add(scope)
@@ -27,6 +32,11 @@ class Drain:
             effect, repeatable = effect_of(call.target)
             raise ShuttingDown(f"The server is stopping, and cut this call. {effect}", retryable=repeatable)
         return result
+
+    def begin(self) -> None:
+        """End every listen stream with its result, and take no new one."""
+        self._begun = True
+        self._listeners.close()
 
     def cut(self) -> int:
         """End every call in flight with `shutting_down`; returns how many."""

@@ -14,7 +14,7 @@ class RequestLog:
     """Settles how a call ended, logs it, and lets only a `CallError` out."""
 
     def __init__(self) -> None:
-        self._log = structlog.get_logger()
+        self._log = structlog.get_logger().bind()  # bound once: the lazy proxy would be for each line
 
     async def __call__(self, call: Call, proceed: Proceed) -> Any:
         token = current_request.set({"request_id": call.request_id})

@@ -6,7 +6,6 @@ message, and drops the calls in flight at the end of input.
 
 import errno
 import os
-import signal
 import stat
 import sys
 from collections import Counter, deque
@@ -18,48 +17,39 @@ import anyio
 import anyio.to_thread
 import mcp_types as types
 import structlog
-from anyio.abc import TaskStatus
 from mcp.shared.message import SessionMessage
 from mcp_types import INVALID_REQUEST, PARSE_ERROR
 from pydantic import ValidationError
 from pydantic_core import from_json, to_json
 
-from ..errors import StartError
 from ..sdk import NOT_A_MESSAGE, complete_error
 from ..server import Application
 from ..wire import Wire
+from .signals import on_signals
+from .watchdog import Watchdog
 
 _DRAIN_SECONDS = 1.5  # clients wait 2 s after closing stdin, then kill
 _CUT_SECONDS = 0.2  # for the answers of the calls that were cut
+_STOP_SECONDS = 1.9  # for all of it, cleanup too; then the process is ended
 
 
-async def serve(app: Application, wire: Wire) -> int:
+async def serve(app: Application, wire: Wire, end: Callable[[], None]) -> int:
     """Serve until the input ends or a signal comes; returns the exit code, 1 if a call had to be cut.
+
+    Args:
+        end: ends the process at once, if it does not stop by itself.
 
     Raises:
         StartError: a dependency cannot be opened.
     """
-    writer = _Writer(wire.stdout)
-    reader = _Reader(wire.stdin, writer, app.settings.max_request_bytes, app.drain.cut)
-    try:
-        async with anyio.create_task_group() as tasks:
-            if sys.platform != "win32":
-                await tasks.start(_end_on_signal, reader)
+    writer, watchdog = _Writer(wire.stdout), Watchdog(app.registry.code, end)
+    reader = _Reader(wire.stdin, writer, app, lambda: watchdog.give(_STOP_SECONDS))
+    with watchdog.watch(), on_signals(lambda: watchdog.give(_STOP_SECONDS), reader.end):
+        async with app.open():
             await app.mcp.run(reader, writer, app.mcp.create_initialization_options())
-            tasks.cancel_scope.cancel()
-    except BaseExceptionGroup as group:
-        if len(group.exceptions) == 1 and isinstance(group.exceptions[0], StartError):
-            raise group.exceptions[0] from None
-        raise
-    structlog.get_logger().info("stopped", transport="stdio", cut_calls=reader.cut)
-    return 1 if reader.cut else 0
-
-
-async def _end_on_signal(reader: "_Reader", *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        task_status.started()
-        async for _ in signals:
-            reader.end()
+    lost, log = writer.waiting.total(), structlog.get_logger()
+    (log.error if lost else log.info)("stopped", transport="stdio", cut_calls=reader.cut, lost_calls=lost)
+    return 1 if reader.cut or lost else 0
 
 
 class _Closing:
@@ -134,21 +124,25 @@ class _Writer(_Closing):
 class _Reader(_Closing):
     """Messages in. What is no message is answered here, as the SDK would drop it without a word."""
 
-    def __init__(self, descriptor: int, writer: _Writer, longest: int, cut: Callable[[], int]) -> None:
+    def __init__(self, descriptor: int, writer: _Writer, app: Application, at_end: Callable[[], None]) -> None:
+        """`at_end` is told when the input has ended."""
         self._descriptor = descriptor
         self._pollable = _make_pollable(descriptor)
         self._writer = writer
-        self._longest = longest
+        self._longest = app.settings.max_request_bytes
+        self._drain = app.drain
+        self._tell_end = at_end
         self._lines: deque[bytes] = deque()
         self._rest = bytearray()
         self._skipping = False
         self._at_end = False
-        self._reading = anyio.CancelScope()
-        self._cut = cut
+        self._reading, self._draining = anyio.CancelScope(), anyio.CancelScope()
         self.cut = 0
 
     def end(self) -> None:
-        """Read no more, as at the end of input."""
+        """Read no more, as at the end of input; the second time, wait for no call any more."""
+        if self._at_end:
+            self._draining.cancel()
         self._at_end = True
         self._reading.cancel()
 
@@ -172,9 +166,12 @@ class _Reader(_Closing):
                 if (message := await self._parse(self._lines.popleft())) is not None:
                     return message
             if self._at_end:
-                with anyio.move_on_after(_DRAIN_SECONDS):
+                self._tell_end()
+                self._drain.begin()
+                self._draining.deadline = anyio.current_time() + _DRAIN_SECONDS
+                with self._draining:
                     await self._writer.drained()
-                self.cut = self._cut()
+                self.cut = self._drain.cut()
                 with anyio.move_on_after(_CUT_SECONDS):
                     await self._writer.drained()
                 raise anyio.EndOfStream

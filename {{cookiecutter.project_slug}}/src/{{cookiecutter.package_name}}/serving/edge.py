@@ -1,0 +1,328 @@
+"""The HTTP edge: what comes in, what is refused before anything is parsed or run, and who answers the rest."""
+
+import html
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from string import Template
+from typing import Any
+
+import anyio
+from mcp.shared.inbound import (
+    InboundLadderRejection,
+    classify_inbound_request,
+    unsupported_protocol_version_rejection,
+    validate_mcp_param_headers,
+    x_mcp_header_map,
+)
+from mcp_types import DEFAULT_NEGOTIATED_VERSION, HEADER_MISMATCH, INVALID_REQUEST, PARSE_ERROR
+from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS, LATEST_HANDSHAKE_VERSION
+from pydantic_core import from_json, to_json
+
+from .. import NAME
+from ..sdk import NOT_A_MESSAGE, answer_one, http_status
+from ..server import Application
+from .exchange import Exchange, Json, Receive, Scope, Send, Stream
+from .readiness import Readiness
+from .refusals import Refused
+from .sessions import Sessions
+
+_JSON = [(b"content-type", b"application/json")]
+_LISTS = {"accept", "accept-encoding", "accept-language", "cache-control", "connection", "cookie", "forwarded", "via"}
+_PAGE_HEADERS = [
+    (b"content-type", b"text/html; charset=utf-8"),
+    (b"content-security-policy", b"default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"),
+    (b"x-content-type-options", b"nosniff"),
+]
+_PAGE = Template("""<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>$name</title><style>body { font: 16px/1.5 system-ui; max-width: 40rem; margin: 3rem auto; padding: 0 1rem }</style>
+<h1>$name</h1>
+<p>$name $version is an MCP server. Connect an MCP client to <code>$url</code>, transport Streamable HTTP.</p>
+<p>Whether it is ready to serve: <a href="/readyz"><code>/readyz</code></a>.</p>
+</html>
+""")
+
+
+class Edge:
+    """The ASGI application. `pending`: POSTs that are not answered to their last byte."""
+
+    def __init__(self, app: Application, readiness: Readiness, sessions: Sessions | None) -> None:
+        """`sessions`: who serves the handshake revisions when they have sessions."""
+        self._app = app
+        self._readiness = readiness
+        self._sessions = sessions
+        self._hosts = _Names(app.settings.allowed_hosts)
+        self._origins = _Names(app.settings.allowed_origins)
+        self._largest = app.settings.max_request_bytes
+        self._mirrored = {
+            tool.name: tool.signature.schema
+            for tool in app.registry.tools.values()
+            if x_mcp_header_map(tool.signature.schema)
+        }
+        self._progress = anyio.Event()
+        self._ended = anyio.Event()
+        self.pending = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            path, method = scope["path"], scope["method"]
+            if path == "/mcp" and method == "POST":
+                await self._counted(scope, receive, send)
+            elif path == "/mcp":
+                await self._stream(scope, receive, send)
+            elif path not in ("/livez", "/readyz", "/"):
+                raise Refused(404, "There is nothing at this path. MCP is at /mcp.")
+            elif method not in ("GET", "HEAD"):
+                raise Refused(405, "This path is for GET.", headers={b"allow": b"GET, HEAD"})
+            elif path == "/":
+                await self._page(scope, send)
+            else:
+                status, body = await self._readiness.report() if path == "/readyz" else (200, {"status": "ok"})
+                await self._answer(send, status, body)
+        except Refused as refused:
+            await self._answer(send, refused.status, refused.body, refused.headers)
+
+    async def answered(self) -> None:
+        """Wait until every request is answered."""
+        while self.pending:
+            await self._progress.wait()
+
+    def end_streams(self) -> None:
+        """End the streams that carry no answer."""
+        self._ended.set()
+
+    async def _counted(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.pending += 1
+        try:
+            await self._post(scope, receive, send)
+        except Refused as refused:
+            await self._answer(send, refused.status, refused.body, refused.headers)
+        finally:
+            self.pending -= 1
+            if self._readiness.state == "draining":
+                self._progress.set()
+                self._progress = anyio.Event()
+
+    async def _post(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = self._admit(scope)
+        if not _is_json(headers.get("content-type", "")):
+            raise Refused(415, "Send application/json.")
+        if not all(_accepts(headers.get("accept", ""))):
+            raise Refused(406, "Accept both application/json and text/event-stream.")
+        if self._readiness.state == "starting":
+            raise Refused(503, "The server is starting. Retry after 1 s.", headers={b"retry-after": b"1"})
+        body = await self._body(headers, receive)
+        if body is None:
+            return  # the client has gone
+        message = _parse(body)
+        rpc_id = message.get("id")
+        version = headers.get("mcp-protocol-version", DEFAULT_NEGOTIATED_VERSION)
+        if version not in HANDSHAKE_PROTOCOL_VERSIONS:
+            if rpc_id is None:
+                _rejected(unsupported_protocol_version_rejection(version), None)
+                await self._accepted(send)  # this revision has no notification that a server acts on
+            elif "method" not in message:
+                raise Refused(400, NOT_A_MESSAGE, rpc_id=rpc_id)
+            else:
+                await self._exchange(message, version, headers, scope, receive, send)
+        elif self._sessions is not None:
+            await self._sessions.post(scope, body, receive, send)
+        elif rpc_id is None or "method" not in message:
+            await self._accepted(send)
+        else:
+            await self._exchange(message, version, headers, scope, receive, send)
+
+    async def _exchange(
+        self, message: Json, version: str, headers: dict[str, str], scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """One request, as each stands for itself in this revision and in stateless legacy service."""
+        is_modern = version not in HANDSHAKE_PROTOCOL_VERSIONS
+        info = capabilities = None
+        if is_modern:
+            route = classify_inbound_request(message, headers=headers)
+            if isinstance(route, InboundLadderRejection):
+                raise _refused(route, message["id"])
+            self._check_mirrored(message, headers)
+            version, info, capabilities = route.protocol_version, route.client_info, route.client_capabilities
+        elif message["method"] == "initialize":
+            wanted = (message.get("params") or {}).get("protocolVersion")
+            version = wanted if wanted in HANDSHAKE_PROTOCOL_VERSIONS else LATEST_HANDSHAKE_VERSION
+        stream = Stream(send, self._closing())
+        exchange = Exchange(message, headers, scope, receive, stream)
+        opened = self._app.dependencies.opened
+
+        async def answer() -> Json:
+            return await answer_one(self._app.mcp, exchange, message, version, info, capabilities, opened)
+
+        found = await exchange.run(answer, ends_with_client=is_modern)
+        if found is None:
+            return
+        if stream.begun:
+            await stream.message(found, last=True)
+        else:
+            await self._answer(send, http_status(found) if is_modern else 200, found)
+
+    def _check_mirrored(self, message: Json, headers: Mapping[str, str]) -> None:
+        """Arguments that a tool's schema mirrors into `Mcp-Param-*` headers are the same in both."""
+        params = message["params"]
+        schema = self._mirrored.get(params.get("name")) if message["method"] == "tools/call" else None
+        arguments = params.get("arguments") or {}
+        if schema is not None and isinstance(arguments, dict):
+            _rejected(validate_mcp_param_headers(schema, arguments, headers), message["id"])
+
+    async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """GET and DELETE, which only the handshake revisions have."""
+        headers, method = self._admit(scope), scope["method"]
+        modern = headers.get("mcp-protocol-version", DEFAULT_NEGOTIATED_VERSION) not in HANDSHAKE_PROTOCOL_VERSIONS
+        if method not in ("GET", "DELETE") or modern or (method == "DELETE" and self._sessions is None):
+            allowed = b"POST" if modern else b"GET, POST" if self._sessions is None else b"GET, POST, DELETE"
+            raise Refused(405, "Send requests with POST.", headers={b"allow": allowed})
+        if method == "GET" and not _accepts(headers.get("accept", ""))[1]:
+            raise Refused(406, "Accept text/event-stream.")
+        if self._sessions is not None:
+            await self._sessions.other(scope, receive, send)
+            return
+        # Without sessions there is nothing to send on it, but clients open one, and some take a refusal for a fault.
+        stream = Stream(send, self._closing())
+        await stream.write(b": open\r\n\r\n")
+        async with anyio.create_task_group() as tasks:
+
+            async def until(wait: Any) -> None:
+                await wait()
+                tasks.cancel_scope.cancel()
+
+            async def disconnected() -> None:
+                while (await receive())["type"] != "http.disconnect":
+                    pass
+
+            tasks.start_soon(stream.ping)
+            tasks.start_soon(until, disconnected)
+            tasks.start_soon(until, self._ended.wait)
+        await stream.write(b"", last=True)
+
+    async def _page(self, scope: Scope, send: Send) -> None:
+        host = self._admit(scope)["host"]
+        url = html.escape(f"{scope['scheme']}://{host}/mcp")
+        version = html.escape(self._app.mcp.version or "")
+        page = _PAGE.substitute(name=html.escape(NAME), version=version, url=url).encode()
+        await self._send(send, 200, page, _PAGE_HEADERS)
+
+    def _admit(self, scope: Scope) -> dict[str, str]:
+        """The headers, if Host and Origin are allowed (specification, transports: DNS rebinding)."""
+        headers = _headers(scope["headers"])
+        if not self._hosts.allow(headers.get("host", "")):
+            raise Refused(421, "This server is not reached by this Host. Add it to MCP_ALLOWED_HOSTS.")
+        if (origin := headers.get("origin")) is not None and not self._origins.allow(origin):
+            raise Refused(403, "Pages of this Origin may not call. Add it to MCP_ALLOWED_ORIGINS.")
+        return headers
+
+    async def _body(self, headers: Mapping[str, str], receive: Receive) -> bytes | None:
+        """The whole body; None if the client goes first."""
+        declared = headers.get("content-length", "0")
+        if not declared.isdecimal() or len(declared) > 18 or int(declared) > self._largest:
+            raise self._too_large()
+        message = await receive()
+        body: bytes = message.get("body", b"")
+        if message.get("more_body"):
+            whole = bytearray(body)
+            while message.get("more_body") and len(whole) <= self._largest:
+                message = await receive()
+                whole += message.get("body", b"")
+            body = bytes(whole)
+        if message["type"] == "http.disconnect":
+            return None
+        if len(body) > self._largest:
+            raise self._too_large()
+        return body
+
+    def _too_large(self) -> Refused:
+        return Refused(413, f"A message is at most {self._largest} bytes long.")
+
+    async def _accepted(self, send: Send) -> None:
+        await self._send(send, 202, b"", [])
+
+    async def _answer(self, send: Send, status: int, body: Json, headers: Mapping[bytes, bytes] | None = None) -> None:
+        await self._send(send, status, to_json(body), [*_JSON, *(headers or {}).items()])
+
+    async def _send(self, send: Send, status: int, content: bytes, headers: list[tuple[bytes, bytes]]) -> None:
+        headers = [*headers, (b"content-length", b"%d" % len(content)), *self._closing()]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": content})
+
+    def _closing(self) -> list[tuple[bytes, bytes]]:
+        """While the server stops, clients are told to go elsewhere with their next request."""
+        return [(b"connection", b"close")] if self._readiness.state == "draining" else []
+
+
+class _Names:
+    """Hosts or origins: one without a port stands for every port."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._names = {name.lower() for name in names}
+        self.allow = lru_cache(maxsize=64)(self._allow)
+
+    def _allow(self, value: str) -> bool:
+        value = value.lower()
+        name, _, port = value.rpartition(":")
+        return value in self._names or (name in self._names and port.isascii() and port.isdigit())
+
+
+def _headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """By lower-case name, without padding, which httptools leaves (RFC 9110, section 5.5).
+
+    A header that two readers could read differently, as it stands twice, is refused.
+    """
+    found: dict[str, str] = {}
+    for key, value in raw:
+        name, text = key.decode("latin-1"), value.decode("latin-1").strip(" \t")
+        if name in found:
+            if name not in _LISTS and not name.startswith("x-"):
+                code = HEADER_MISMATCH if name.startswith("mcp-") else INVALID_REQUEST
+                raise Refused(400, "A header stands twice in this request. Send each once.", code=code)
+            text = f"{found[name]}, {text}"
+        found[name] = text
+    return found
+
+
+@lru_cache(maxsize=64)
+def _is_json(content_type: str) -> bool:
+    return content_type.partition(";")[0].strip().lower() == "application/json"
+
+
+@lru_cache(maxsize=64)
+def _accepts(accept: str) -> tuple[bool, bool]:
+    """Whether JSON and whether event streams are accepted (RFC 9110, section 12.5.1)."""
+    kinds = {part.partition(";")[0].strip().lower() for part in accept.split(",")}
+    return not kinds.isdisjoint({"application/json", "application/*", "*/*"}), not kinds.isdisjoint(
+        {"text/event-stream", "text/*", "*/*"}
+    )
+
+
+def _parse(body: bytes) -> Json:
+    """One JSON-RPC message: a request, a notification (no id) or a response (no method)."""
+    try:
+        message = from_json(body, allow_inf_nan=False)
+    except ValueError:  # not JSON, not UTF-8, or nested too deeply
+        raise Refused(400, "", code=PARSE_ERROR) from None
+    if not isinstance(message, dict):
+        raise Refused(400, NOT_A_MESSAGE)
+    rpc_id = message.get("id")
+    has_id = isinstance(rpc_id, str | int) and not isinstance(rpc_id, bool)
+    is_response = "method" not in message and has_id and ("result" in message) != ("error" in message)
+    if (
+        message.get("jsonrpc") != "2.0"
+        or not (is_response or isinstance(message.get("method"), str))
+        or not (has_id or "id" not in message)
+        or not isinstance(message.get("params", {}), dict | None)
+    ):
+        raise Refused(400, NOT_A_MESSAGE, rpc_id=rpc_id if has_id else None)
+    return message
+
+
+def _rejected(rejection: InboundLadderRejection | None, rpc_id: str | int | None) -> None:
+    if rejection is not None:
+        raise _refused(rejection, rpc_id)
+
+
+def _refused(rejection: InboundLadderRejection, rpc_id: str | int | None) -> Refused:
+    return Refused(400, rejection.message, code=rejection.code, data=rejection.data, rpc_id=rpc_id)

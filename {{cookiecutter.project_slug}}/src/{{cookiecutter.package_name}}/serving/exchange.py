@@ -1,0 +1,134 @@
+"""One JSON-RPC request over HTTP and its answer: plain JSON, or a stream of events if there is something to send first.
+
+The SDK's own entry makes a task, a channel and a Starlette response of every request, and leaves the answers of the
+handshake revisions to `sse_starlette`, which drops them when the server stops.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from typing import Any
+
+import anyio
+from mcp.shared.exceptions import NoBackChannelError
+from mcp.shared.message import ServerMessageMetadata
+from mcp.shared.transport_context import TransportContext
+from pydantic_core import to_json
+from starlette.requests import Request
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Json = dict[str, Any]
+
+PING_SECONDS = 15  # proxies close a stream that is silent for longer, commonly after 30 s or 60 s
+_BRIEF_SECONDS = 0.05  # most calls are over by then, and need nobody to look after their client
+
+_STREAM_HEADERS = [
+    (b"content-type", b"text/event-stream"),
+    (b"cache-control", b"no-cache, no-transform"),
+    (b"x-accel-buffering", b"no"),  # nginx would hold events back
+]
+
+
+class Stream:
+    """A response of server-sent events, which begins with the first of them."""
+
+    def __init__(self, send: Send, headers: list[tuple[bytes, bytes]]) -> None:
+        self._send = send
+        self._headers = headers
+        self._lock = anyio.Lock()
+        self.begun = False
+
+    async def write(self, data: bytes, *, last: bool = False) -> None:
+        """Write one chunk."""
+        async with self._lock:
+            if not self.begun:
+                self.begun = True
+                headers = _STREAM_HEADERS + self._headers
+                await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+            await self._send({"type": "http.response.body", "body": data, "more_body": not last})
+
+    async def message(self, message: Mapping[str, Any], *, last: bool = False) -> None:
+        """Write one JSON-RPC message."""
+        await self.write(b"event: message\r\ndata: " + to_json(message) + b"\r\n\r\n", last=last)
+
+    async def ping(self) -> None:
+        """Write a comment every now and then."""
+        while True:
+            await anyio.sleep(PING_SECONDS)
+            await self.write(b": ping\r\n\r\n")
+
+
+class Exchange:
+    """What the SDK calls the dispatch context of a request (`mcp.shared.dispatcher.DispatchContext`).
+
+    Notifications that belong to the request go to its own answer. The server cannot ask the client anything here: a
+    stateless client has nowhere to answer to.
+    """
+
+    can_send_request = False
+
+    def __init__(
+        self, message: Json, headers: Mapping[str, str], scope: Scope, receive: Receive, stream: Stream
+    ) -> None:
+        self.request_id: str | int = message["id"]
+        self.transport = TransportContext(kind="streamable-http", can_send_request=False, headers=headers)
+        self.message_metadata = ServerMessageMetadata(request_context=Request(scope, receive))
+        self._progress_token = _progress_token(message)
+        self._receive = receive
+        self._stream = stream
+        self._cancel_requested: anyio.Event | None = None
+
+    @property
+    def cancel_requested(self) -> anyio.Event:
+        """Never set: a request over HTTP is cancelled as a whole."""
+        self._cancel_requested = self._cancel_requested or anyio.Event()
+        return self._cancel_requested
+
+    async def send_raw_request(self, method: str, params: Mapping[str, Any] | None, opts: Any = None) -> Json:
+        """Raises NoBackChannelError."""
+        raise NoBackChannelError(method)
+
+    async def notify(self, method: str, params: Mapping[str, Any] | None, opts: Any = None) -> None:
+        """Send a notification ahead of the answer."""
+        await self._stream.message({"jsonrpc": "2.0", "method": method, "params": dict(params or {})})
+
+    async def progress(self, progress: float, total: float | None = None, message: str | None = None) -> None:
+        """Report progress, if the caller asked for it."""
+        if self._progress_token is not None:
+            params = {"progressToken": self._progress_token, "progress": progress, "total": total, "message": message}
+            await self.notify("notifications/progress", {k: v for k, v in params.items() if v is not None})
+
+    async def run(self, answer: Callable[[], Awaitable[Json]], *, ends_with_client: bool) -> Json | None:
+        """The answer; None if the client has gone first and `ends_with_client` (specification, basic/cancellation)."""
+        found: Json | None = None
+        over = attended = False
+
+        async def attend() -> None:
+            nonlocal attended
+            if over:
+                return
+            attended = True
+            tasks.start_soon(self._stream.ping)
+            if ends_with_client:
+                while (await self._receive())["type"] != "http.disconnect":
+                    pass
+                tasks.cancel_scope.cancel()
+
+        async with anyio.create_task_group() as tasks:
+            timer = asyncio.get_running_loop().call_later(_BRIEF_SECONDS, tasks.start_soon, attend)
+            try:
+                found = await answer()
+            finally:
+                timer.cancel()
+                over = True
+            if attended:
+                tasks.cancel_scope.cancel()
+        return found
+
+
+def _progress_token(message: Json) -> str | int | None:
+    meta = (message.get("params") or {}).get("_meta")
+    token = meta.get("progressToken") if isinstance(meta, dict) else None
+    return token if isinstance(token, str | int) and not isinstance(token, bool) else None

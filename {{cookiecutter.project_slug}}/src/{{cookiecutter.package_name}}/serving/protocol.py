@@ -1,0 +1,124 @@
+"""HTTP/1.1 as uvicorn speaks it, with limits: on the time and size of a request, and on a client that never reads."""
+
+import asyncio
+from http import HTTPStatus
+from typing import Any
+
+from pydantic_core import to_json
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from .refusals import refusal
+
+_RECEIVE_SECONDS = 10  # for a whole request, and a second more for each _LEAST_RATE bytes of it
+_LEAST_RATE = 10_000
+_LARGEST_HEAD = 65_536  # bytes of request line and headers
+_STALL_SECONDS = 30  # a client that reads nothing of its answer for so long has gone
+
+
+class Protocol(HttpToolsProtocol):
+    """One connection.
+
+    uvicorn waits for ever for the rest of a request, keeps headers of any size, and answers what is no HTTP in plain
+    text, ahead of the answers that are still owed on the connection.
+    """
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._received = 0
+        self._in_head, self._is_whole, self._retires = True, False, False
+        self._stall: asyncio.TimerHandle | None = None
+        self._began = self.loop.time()
+        self._patience: asyncio.TimerHandle | None = self.loop.call_later(_RECEIVE_SECONDS, self._out_of_patience)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._unset_keepalive_if_required()
+        for timer in (self._patience, self._stall):
+            if timer is not None:
+                timer.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        self._received += len(data)
+        super().data_received(data)
+        if self._is_whole:
+            self._received = 0
+            if self._patience is not None:
+                self._patience.cancel()
+                self._patience = None
+        elif self._in_head and self._received > _LARGEST_HEAD:
+            self._refuse(431, f"Request line and headers are at most {_LARGEST_HEAD} bytes long.")
+        elif self._patience is None:
+            self._began = self.loop.time()
+            self._patience = self.loop.call_later(_RECEIVE_SECONDS, self._out_of_patience)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_head, self._is_whole = True, False
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        super().on_headers_complete()
+        if self._retires:
+            self.cycle.keep_alive = False
+
+    def on_message_complete(self) -> None:
+        self._is_whole = True
+        super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP."""
+        self._refuse(400, "This is not an HTTP/1.1 request.")
+
+    def shutdown(self) -> None:
+        """Take no further request; one that is being received is served."""
+        self._retires = True
+        if self._is_whole or not self._received:
+            super().shutdown()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stall = self._stall or self.loop.call_later(_STALL_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close an idle connection, at once if its client has not read the last answer yet."""
+        self.abort_if_stuck()
+        super().timeout_keep_alive_handler()
+
+    def abort_if_stuck(self) -> None:
+        """Give up a connection whose client does not read: closing it would wait for that."""
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()
+
+    def _out_of_patience(self) -> None:
+        allowed = _RECEIVE_SECONDS + self._received / _LEAST_RATE
+        if (left := self._began + allowed - self.loop.time()) > 0:
+            self._patience = self.loop.call_later(left, self._out_of_patience)
+        elif self._received:
+            self._refuse(408, "The request came too slowly.")
+        else:
+            self.transport.close()
+
+    def _refuse(self, status: int, text: str) -> None:
+        cycle: Any = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            if not cycle.more_body:  # it is whole, and owed its answer; what is wrong came after it
+                cycle.keep_alive = False
+                self.flow.pause_reading()
+                return
+            if cycle.response_started:
+                self.transport.abort()
+                return
+        if not self.transport.is_closing():
+            body = to_json(refusal(text))
+            head = (
+                f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"
+                f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+            )
+            self.transport.write(head.encode() + body)
+            self.transport.close()

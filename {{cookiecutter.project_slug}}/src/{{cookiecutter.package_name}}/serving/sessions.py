@@ -1,0 +1,88 @@
+"""Sessions of the handshake revisions (`MCP_HTTP_SESSIONS=stateful`), served by the SDK's own application."""
+
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from typing import Any
+
+from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
+from pydantic_core import from_json, to_json
+
+from ..sdk import complete_error, end_idle_streams
+from ..server import Application
+from .exchange import Message, Receive, Scope, Send
+from .refusals import refusal
+
+
+class Sessions:
+    """Each lives in this process: replicas need sticky sessions."""
+
+    def __init__(self, app: Application) -> None:
+        # The edge has looked at Host, Origin, content type and size before.
+        self._manager = StreamableHTTPSessionManager(app.mcp, max_request_body_size=app.settings.max_request_bytes)
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[None]:
+        """Serve, and end every session at the end."""
+        async with self._manager.run():
+            yield
+
+    async def post(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
+        """One message, whose body has been read."""
+        ready: deque[Message] = deque([{"type": "http.request", "body": body, "more_body": False}])
+
+        async def replay() -> Message:
+            return ready.popleft() if ready else await receive()
+
+        await self._manager.handle_request(scope, replay, _Completed(send).send)
+
+    async def other(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The stream for what the server sends on its own (GET), or the end of a session (DELETE)."""
+        await self._manager.handle_request(scope, receive, _Completed(send).send)
+
+    def end_streams(self) -> None:
+        """End the streams that clients hold open for what the server sends on its own."""
+        end_idle_streams()
+
+
+class _Completed:
+    """Gives an error that the SDK answers by itself the body that every error has.
+
+    Some of its refusals are plain text, and none has passed a guard. Successful answers pass through untouched.
+    """
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._start: Message | None = None
+        self._body = b""
+
+    async def send(self, message: Message) -> None:
+        """An ASGI send."""
+        if message["type"] == "http.response.start" and message["status"] >= 400:
+            self._start = message
+        elif self._start is None:
+            await self._send(message)
+        elif message["type"] == "http.response.body":
+            self._body += message.get("body", b"")
+            if not message.get("more_body"):
+                await self._finish(self._start)
+
+    async def _finish(self, start: Message) -> None:
+        content = to_json(self._complete(start["status"]))
+        fixed = {b"content-type": b"application/json", b"content-length": b"%d" % len(content)}
+        headers = [*((k, v) for k, v in start["headers"] if k not in fixed), *fixed.items()]
+        await self._send({**start, "headers": headers})
+        await self._send({"type": "http.response.body", "body": content})
+
+    def _complete(self, status: int) -> dict[str, Any]:
+        try:
+            found = from_json(self._body)
+        except ValueError:
+            found = None
+        if not isinstance(found, dict) or not isinstance(found.get("error"), dict):
+            return refusal(self._body.decode("utf-8", "replace"))
+        error, rpc_id = found["error"], found.get("id")
+        message = error["message"] or HTTPStatus(status).phrase
+        completed = complete_error(error["code"], message, error.get("data"), "http", rpc_id)
+        return {"jsonrpc": "2.0", "id": rpc_id, "error": completed}

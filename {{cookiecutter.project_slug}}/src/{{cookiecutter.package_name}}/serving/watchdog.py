@@ -1,0 +1,80 @@
+"""A thread beside the event loop: it sees what the loop cannot, that the loop itself is stuck."""
+
+import asyncio
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from time import monotonic
+from types import CodeType, FrameType
+from typing import Any
+
+import structlog
+
+_STALL_SECONDS = 0.25
+_LOOP = ("asyncio", "selectors.py", "anyio", "uvloop")
+
+
+class Watchdog:
+    """Logs when the event loop stalls, with the tool that holds it; ends the process if it will not stop.
+
+    A `time.sleep` or a long computation in an `async def` tool stops every other call, probes and signals included.
+    """
+
+    def __init__(self, tools: Mapping[CodeType, str], end: Callable[[], None]) -> None:
+        """`tools`: the functions that are served. `end`: ends the process at once."""
+        self._tools = tools
+        self._end = end
+        self._closed = threading.Event()
+        self._deadline: float | None = None
+
+    @contextmanager
+    def watch(self) -> Iterator[None]:
+        """Watch the running loop, from its own thread."""
+        loop, owner = asyncio.get_running_loop(), threading.get_ident()
+        thread = threading.Thread(target=self._run, args=(loop, owner), name="watchdog", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._closed.set()
+
+    def give(self, seconds: float) -> None:
+        """From now on the process has so long to stop. Callable from a signal handler."""
+        if self._deadline is None:
+            self._deadline = monotonic() + seconds
+
+    def _run(self, loop: asyncio.AbstractEventLoop, owner: int) -> None:
+        log = structlog.get_logger()
+        stalled: float | None = None
+        beat = threading.Event()
+        asked = monotonic()
+        loop.call_soon_threadsafe(beat.set)
+        while not self._closed.wait(_STALL_SECONDS if stalled is None else 0.01):
+            if self._deadline is not None and monotonic() > self._deadline:
+                log.error("stop_overdue", **self._holder(owner))
+                self._end()
+            if beat.is_set():
+                if stalled is not None:
+                    log.warning("event_loop_resumed", seconds=round(monotonic() - stalled, 3))
+                stalled, asked = None, monotonic()
+                beat.clear()
+                try:
+                    loop.call_soon_threadsafe(beat.set)
+                except RuntimeError:  # the loop has been closed
+                    return
+            elif stalled is None and (holder := self._holder(owner)):
+                stalled = asked
+                log.warning("event_loop_stalled", **holder)
+
+    def _holder(self, owner: int) -> dict[str, Any]:
+        """Whose code the loop's thread is in; empty when it is the loop's own, and the machine is only busy."""
+        top: FrameType | None = sys._current_frames().get(owner)
+        frame, tool = top, None
+        while frame is not None and tool is None:
+            tool = self._tools.get(frame.f_code)
+            frame = frame.f_back
+        if top is None or (tool is None and any(name in top.f_code.co_filename.split(os.sep) for name in _LOOP)):
+            return {}
+        return {"tool": tool, "at": f"{top.f_code.co_filename}:{top.f_lineno} {top.f_code.co_name}"}
