@@ -1,24 +1,15 @@
-"""A rendered and installed server, reached as its users reach it: by its own command, and by the official Inspector."""
+"""A rendered and installed server, reached as its users reach it: by its own command."""
 
 import json
-import os
-import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
-from bootstrap import BIN, ROOT, environment
+from bootstrap import ROOT
+from installed import PACKAGE, SLUG, Installed, install, modern
 from rendering import render, run
 
 pytestmark = [pytest.mark.install, pytest.mark.timeout(300)]
-
-INSPECTOR = "@modelcontextprotocol/inspector@2.12.0"
-SLUG, PACKAGE = "spare-parts", "spare_parts"
 
 DROPPED = '''"""A tool that somebody dropped in."""
 
@@ -41,49 +32,6 @@ async def nap(seconds: Annotated[float, Field(ge=0, le=60, description="How long
 README_TOOL = (ROOT / "README.md").read_text(encoding="utf-8").partition("```python\n")[2].partition("```")[0]
 
 
-class Installed(NamedTuple):
-    """An installed project and its own command."""
-
-    path: Path
-    command: Path
-
-    def stdio(self, *messages: dict[str, Any], **settings: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """Every answer and every log event of a server that is sent these messages and then the end of input."""
-        done = subprocess.run(
-            [self.command],
-            input="".join(json.dumps(message) + "\n" for message in messages),
-            capture_output=True,
-            encoding="utf-8",
-            env=environment() | settings,
-            timeout=60,
-            check=True,
-        )
-        return [json.loads(line) for line in done.stdout.splitlines()], [
-            json.loads(line) for line in done.stderr.splitlines()
-        ]
-
-    @contextmanager
-    def http(self) -> Iterator[str]:
-        """The address of a server that is stopped at the end."""
-        command = [self.command, "serve", "--transport", "http", "--port", "0"]
-        with subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, encoding="utf-8") as server:
-            assert server.stderr
-            try:
-                events = (json.loads(line) for line in server.stderr)
-                yield next(event["url"] for event in events if event["event"] == "listening")
-            finally:
-                server.kill()
-
-
-def modern(rpc_id: int, method: str, **params: Any) -> dict[str, Any]:
-    """A request of revision 2026-07-28."""
-    meta = {
-        "io.modelcontextprotocol/protocolVersion": "2026-07-28",
-        "io.modelcontextprotocol/clientCapabilities": {},
-    }
-    return {"jsonrpc": "2.0", "id": rpc_id, "method": method, "params": params | {"_meta": meta}}
-
-
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     """The default project with two more tools dropped in, installed."""
@@ -91,9 +39,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     tools = path / "src" / PACKAGE / "tools"
     (tools / "nap.py").write_text(DROPPED, encoding="utf-8")
     (tools / "find_invoice.py").write_text(README_TOOL, encoding="utf-8")
-    sync = run(path, "uv sync")
-    assert sync.returncode == 0, sync.stderr
-    return Installed(path, path / ".venv" / BIN / SLUG)
+    return install(path)
 
 
 def test_dropped_tool_is_served_without_another_edit(installed: Installed) -> None:
@@ -154,60 +100,3 @@ def test_examples_as_a_client_meets_them(installed: Installed) -> None:
     assert by_id[3]["structuredContent"] == {"number": 1, "sku": "SEN-0007", "quantity": 2, "total_cents": 6840}
     assert json.loads(by_id[4]["contents"][0]["text"])["name"] == "Wheel speed sensor"
     assert "Wheel speed sensor" in by_id[5]["messages"][0]["content"]["text"]
-
-
-# Node of the dev group, first on PATH. It trusts what the machine trusts, which may stand behind a proxy.
-NODE_PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-NODE_ENVIRONMENT = {"PATH": NODE_PATH, "NODE_OPTIONS": "--use-system-ca"}
-
-
-@pytest.fixture(scope="module")
-def inspector(tmp_path_factory: pytest.TempPathFactory) -> list[str | Path]:
-    """The Inspector's command line, installed with npm."""
-    folder = tmp_path_factory.mktemp("inspector")
-    npm, node = shutil.which("npm", path=NODE_PATH), shutil.which("node", path=NODE_PATH)
-    if npm is None or node is None:
-        pytest.skip("there is no Node for this platform in the dev group, and none on PATH")
-    install = [npm, "install", "--no-audit", "--no-fund", "--save-exact", "--prefix", folder, INSPECTOR]
-    variables = environment() | NODE_ENVIRONMENT
-    done = subprocess.run(install, env=variables, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr
-    launcher = folder / "node_modules/@modelcontextprotocol/inspector/clients/launcher/build/index.js"
-    return [node, launcher, "--cli"]
-
-
-@pytest.mark.parametrize("era", ["modern", "legacy"])
-@pytest.mark.parametrize("transport", ["stdio", "http"])
-def test_inspector_lists_and_calls(
-    installed: Installed, inspector: list[str | Path], transport: str, era: str, tmp_path: Path
-) -> None:
-    """The official Inspector, over both transports and in both eras."""
-
-    def inspect(target: list[str | Path], *arguments: str) -> tuple[int, dict[str, Any]]:
-        done = subprocess.run(
-            [*inspector, *target, "--protocol-era", era, "--format", "json", *arguments],
-            capture_output=True,
-            encoding="utf-8",
-            env=environment() | NODE_ENVIRONMENT | {"HOME": str(tmp_path)},  # it writes to the home folder
-            timeout=60,
-            check=False,
-        )
-        return done.returncode, json.loads(done.stdout)["result"]
-
-    def drive(target: list[str | Path]) -> None:
-        code, listed = inspect(target, "--method", "tools/list")
-        assert (code, {tool["name"] for tool in listed["tools"]}) == (
-            0,
-            {"find_invoice", "get_part", "nap", "place_order", "search_parts", "stocktake"},
-        )
-        call = ("--method", "tools/call", "--tool-name", "get_part", "--tool-args-json")
-        code, part = inspect(target, *call, '{"sku": "BRG-6204"}')
-        assert (code, part["structuredContent"]["aisle"]) == (0, "A1")
-        code, refused = inspect(target, *call, '{"sku": "bearing"}')
-        assert (code, refused["isError"]) == (5, True)
-
-    if transport == "stdio":
-        drive([installed.command])
-    else:
-        with installed.http() as url:
-            drive(["--server-url", url, "--transport", "http"])

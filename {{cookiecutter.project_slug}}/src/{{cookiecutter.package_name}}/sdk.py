@@ -5,25 +5,26 @@
 * A result that middleware returns is not completed by the SDK: `resultType` and `serverInfo` are added here.
 * Errors that the SDK makes outside its middleware (a wrong header, a mixed-up era, a malformed message) do not pass the
   guards: `complete_error` gives them the members every error has, and their log line.
-* `serve_one` is exported for the SDK's own entries. It serves one request without a session, a task or a channel, and
-  leaves the answer to its caller, who can then drain it, give it a real HTTP status, and is several times as fast.
+* `serve_one` and `ServerRunner` are exported for the SDK's own entries. They serve a request without a task or a channel
+  of their own and leave the answer to the caller, who can then drain it, give it a real HTTP status, and is several
+  times as fast.
 * With sessions, legacy answers over HTTP are `sse_starlette`'s (3.7.0), which ends every stream when uvicorn's own signal handler
   runs, calls in flight included. Ours does not call it; its switch is thrown when the calls are answered.
 """
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from itertools import count
 from typing import Any
 
 import structlog
 from mcp.server import Server, ServerRequestContext
-from mcp.server.connection import Connection
+from mcp.server.connection import Connection, NotifyOnlyOutbound
 from mcp.server.context import CallNext
 from mcp.server.request_state import RequestStateBoundary, RequestStateSecurity
-from mcp.server.runner import serve_one
-from mcp.shared.dispatcher import DispatchContext
+from mcp.server.runner import ServerRunner, serve_one
+from mcp.shared.dispatcher import DispatchContext, Outbound
 from mcp.shared.exceptions import MCPError
 from mcp.shared.inbound import ERROR_CODE_HTTP_STATUS
 from mcp.shared.transport_context import TransportContext
@@ -34,7 +35,7 @@ from sse_starlette.sse import AppStatus
 
 from .auth.principal import ANONYMOUS, Principal
 from .calls import Call, Guard, Transport, chain
-from .errors import CallError, InvalidRequest, Outcome
+from .errors import CallError, Internal, InvalidRequest, Outcome
 from .guards.request_log import log_request
 from .text import clean
 
@@ -103,7 +104,7 @@ def install(
     server.middleware[:] = [ring, RequestStateBoundary(security, default_audience=server.name)]
 
 
-async def answer_one(
+def one_request(
     server: Server[Any],
     exchange: DispatchContext[TransportContext],
     message: dict[str, Any],
@@ -111,25 +112,39 @@ async def answer_one(
     client_info: Any,
     client_capabilities: Any,
     opened: Any,
-) -> dict[str, Any]:
-    """The whole JSON-RPC answer to one request.
+    outbound: Outbound | None = None,
+) -> Coroutine[Any, Any, dict[str, Any]]:
+    """The result of one request that stands for itself.
 
     Args:
         exchange: its way back to the client.
         version: the protocol revision it is served in.
         client_info, client_capabilities: of its envelope, as they came; None in the handshake revisions.
         opened: what the lifespan yielded.
+        outbound: the way to the client outside this request, where there is one.
     """
-    rpc_id = message["id"]
-    connection = Connection.from_envelope(version, client_info, client_capabilities)
+    channel = {"outbound": NotifyOnlyOutbound(outbound)} if outbound is not None else {}
+    connection = Connection.from_envelope(version, client_info, client_capabilities, **channel)
+    return serve_one(
+        server, exchange, message["method"], message.get("params"), connection=connection, lifespan_state=opened
+    )
+
+
+def conversation(server: Server[Any], outbound: Outbound, opened: Any) -> ServerRunner[Any]:
+    """What serves a client of the handshake revisions for as long as it is connected."""
+    return ServerRunner(server, Connection.for_loop(outbound), opened)
+
+
+async def answer(handling: Awaitable[dict[str, Any]], rpc_id: str | int | None, transport: Transport) -> dict[str, Any]:
+    """The whole JSON-RPC answer to a request that is being handled, its error complete."""
     try:
-        result = await serve_one(
-            server, exchange, message["method"], message.get("params"), connection=connection, lifespan_state=opened
-        )
+        return {"jsonrpc": "2.0", "id": rpc_id, "result": await handling}
     except MCPError as error:
-        completed = complete_error(error.code, error.message, error.data, "http", rpc_id)
-        return {"jsonrpc": "2.0", "id": rpc_id, "error": completed}
-    return {"jsonrpc": "2.0", "id": rpc_id, "result": result}
+        code, message, data = error.code, error.message, error.data
+    except Exception as error:  # noqa: BLE001 - the guards let none through; one of the SDK's own must not end the server
+        structlog.get_logger().error("crash", exc_info=error)
+        code, message, data = INTERNAL_ERROR, Internal().message, None
+    return {"jsonrpc": "2.0", "id": rpc_id, "error": complete_error(code, message, data, transport, rpc_id)}
 
 
 def http_status(answer: dict[str, Any]) -> int:
@@ -146,7 +161,7 @@ def complete_error(code: int, message: str, data: Any, transport: Transport, rpc
         elif message.startswith("Validation error"):  # goes on with pydantic's text, which quotes the input
             code, message = INVALID_REQUEST, NOT_A_MESSAGE
         request_id = new_request_id()
-        outcome = Outcome("invalid_request", message)
+        outcome = Internal().outcome if code == INTERNAL_ERROR else Outcome("invalid_request", message)
         principal = Principal("local") if transport == "stdio" else ANONYMOUS
         call = Call(request_id, _shown(rpc_id), "unknown", None, principal, transport, "unknown")
         log_request(structlog.get_logger(), call, outcome, 0)

@@ -1,7 +1,7 @@
 """The HTTP edge: what comes in, what is refused before anything is parsed or run, and who answers the rest."""
 
 import html
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Iterable, Mapping
 from functools import lru_cache
 from string import Template
 from typing import Any
@@ -14,14 +14,15 @@ from mcp.shared.inbound import (
     validate_mcp_param_headers,
     x_mcp_header_map,
 )
-from mcp_types import DEFAULT_NEGOTIATED_VERSION, HEADER_MISMATCH, INVALID_REQUEST, PARSE_ERROR
+from mcp_types import DEFAULT_NEGOTIATED_VERSION, HEADER_MISMATCH, INVALID_REQUEST
 from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS, LATEST_HANDSHAKE_VERSION
-from pydantic_core import from_json, to_json
+from pydantic_core import to_json
 
 from .. import NAME
-from ..sdk import NOT_A_MESSAGE, answer_one, http_status
+from ..sdk import NOT_A_MESSAGE, answer, http_status, one_request
 from ..server import Application
-from .exchange import Exchange, Json, Receive, Scope, Send, Stream
+from .exchange import Exchange, Receive, Scope, Send, Stream
+from .messages import Json, Unreadable, parse
 from .readiness import Readiness
 from .refusals import Refused
 from .sessions import Sessions
@@ -151,10 +152,11 @@ class Edge:
         exchange = Exchange(message, headers, scope, receive, stream)
         opened = self._app.dependencies.opened
 
-        async def answer() -> Json:
-            return await answer_one(self._app.mcp, exchange, message, version, info, capabilities, opened)
+        def work() -> Awaitable[Json]:
+            request = one_request(self._app.mcp, exchange, message, version, info, capabilities, opened)
+            return answer(request, message["id"], "http")
 
-        found = await exchange.run(answer, ends_with_client=is_modern)
+        found = await exchange.run(work, ends_with_client=is_modern)
         if found is None:
             return
         if stream.begun:
@@ -299,24 +301,10 @@ def _accepts(accept: str) -> tuple[bool, bool]:
 
 
 def _parse(body: bytes) -> Json:
-    """One JSON-RPC message: a request, a notification (no id) or a response (no method)."""
     try:
-        message = from_json(body, allow_inf_nan=False)
-    except ValueError:  # not JSON, not UTF-8, or nested too deeply
-        raise Refused(400, "", code=PARSE_ERROR) from None
-    if not isinstance(message, dict):
-        raise Refused(400, NOT_A_MESSAGE)
-    rpc_id = message.get("id")
-    has_id = isinstance(rpc_id, str | int) and not isinstance(rpc_id, bool)
-    is_response = "method" not in message and has_id and ("result" in message) != ("error" in message)
-    if (
-        message.get("jsonrpc") != "2.0"
-        or not (is_response or isinstance(message.get("method"), str))
-        or not (has_id or "id" not in message)
-        or not isinstance(message.get("params", {}), dict | None)
-    ):
-        raise Refused(400, NOT_A_MESSAGE, rpc_id=rpc_id if has_id else None)
-    return message
+        return parse(body)
+    except Unreadable as error:
+        raise Refused(400, error.text, code=error.code, rpc_id=error.rpc_id) from None
 
 
 def _rejected(rejection: InboundLadderRejection | None, rpc_id: str | int | None) -> None:

@@ -9,17 +9,19 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 import anyio
+from mcp.shared.dispatcher import CallOptions
 from mcp.shared.exceptions import NoBackChannelError
 from mcp.shared.message import ServerMessageMetadata
 from mcp.shared.transport_context import TransportContext
 from pydantic_core import to_json
 from starlette.requests import Request
 
+from .messages import Json, progress_of
+
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
-Json = dict[str, Any]
 
 PING_SECONDS = 15  # proxies close a stream that is silent for longer, commonly after 30 s or 60 s
 _BRIEF_SECONDS = 0.05  # most calls are over by then, and need nobody to look after their client
@@ -75,7 +77,7 @@ class Exchange:
         self.request_id: str | int = message["id"]
         self.transport = TransportContext(kind="streamable-http", can_send_request=False, headers=headers)
         self.message_metadata = ServerMessageMetadata(request_context=Request(scope, receive))
-        self._progress_token = _progress_token(message)
+        self._message = message
         self._receive = receive
         self._stream = stream
         self._cancel_requested: anyio.Event | None = None
@@ -86,19 +88,20 @@ class Exchange:
         self._cancel_requested = self._cancel_requested or anyio.Event()
         return self._cancel_requested
 
-    async def send_raw_request(self, method: str, params: Mapping[str, Any] | None, opts: Any = None) -> Json:
+    async def send_raw_request(
+        self, method: str, params: Mapping[str, Any] | None, opts: CallOptions | None = None
+    ) -> Json:
         """Raises NoBackChannelError."""
         raise NoBackChannelError(method)
 
-    async def notify(self, method: str, params: Mapping[str, Any] | None, opts: Any = None) -> None:
+    async def notify(self, method: str, params: Mapping[str, Any] | None, opts: CallOptions | None = None) -> None:
         """Send a notification ahead of the answer."""
         await self._stream.message({"jsonrpc": "2.0", "method": method, "params": dict(params or {})})
 
     async def progress(self, progress: float, total: float | None = None, message: str | None = None) -> None:
         """Report progress, if the caller asked for it."""
-        if self._progress_token is not None:
-            params = {"progressToken": self._progress_token, "progress": progress, "total": total, "message": message}
-            await self.notify("notifications/progress", {k: v for k, v in params.items() if v is not None})
+        if (params := progress_of(self._message, progress, total, message)) is not None:
+            await self.notify("notifications/progress", params)
 
     async def run(self, answer: Callable[[], Awaitable[Json]], *, ends_with_client: bool) -> Json | None:
         """The answer; None if the client has gone first and `ends_with_client` (specification, basic/cancellation)."""
@@ -126,9 +129,3 @@ class Exchange:
             if attended:
                 tasks.cancel_scope.cancel()
         return found
-
-
-def _progress_token(message: Json) -> str | int | None:
-    meta = (message.get("params") or {}).get("_meta")
-    token = meta.get("progressToken") if isinstance(meta, dict) else None
-    return token if isinstance(token, str | int) and not isinstance(token, bool) else None

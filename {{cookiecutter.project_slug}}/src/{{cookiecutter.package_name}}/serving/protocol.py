@@ -1,6 +1,7 @@
 """HTTP/1.1 as uvicorn speaks it, with limits: on the time and size of a request, and on a client that never reads."""
 
 import asyncio
+import re
 from http import HTTPStatus
 from typing import Any
 
@@ -12,6 +13,7 @@ from .refusals import refusal
 _RECEIVE_SECONDS = 10  # for a whole request, and a second more for each _LEAST_RATE bytes of it
 _LEAST_RATE = 10_000
 _LARGEST_HEAD = 65_536  # bytes of request line and headers
+_UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 _STALL_SECONDS = 30  # a client that reads nothing of its answer for so long has gone
 
 
@@ -39,6 +41,10 @@ class Protocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._received += len(data)
+        if (self._in_head or self._is_whole) and _UPGRADE.search(data) is not None:
+            # An offer of another protocol (Java's client makes one) may be ignored, but httptools 0.9 drops the body.
+            head, end, rest = data.partition(b"\r\n\r\n")
+            data = _UPGRADE.sub(b"\r\nx-upgrade:", head) + end + rest
         super().data_received(data)
         if self._is_whole:
             self._received = 0

@@ -1,36 +1,33 @@
-"""MCP over the process's pipe: one JSON-RPC message a line (specification, transports/stdio).
+"""MCP over the process's pipe: one JSON-RPC message a line (specification, basic/transports/stdio).
 
 The SDK's own transport reads and writes in the thread pool that blocking tools share, ignores a line that is no
 message, and drops the calls in flight at the end of input.
 """
 
-import errno
+import asyncio
 import os
 import stat
 import sys
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
-from types import TracebackType
-from typing import Any, Self
 
 import anyio
 import anyio.to_thread
-import mcp_types as types
 import structlog
-from mcp.shared.message import SessionMessage
-from mcp_types import INVALID_REQUEST, PARSE_ERROR
-from pydantic import ValidationError
-from pydantic_core import from_json, to_json
+from anyio.abc import TaskGroup
+from mcp_types import INVALID_REQUEST
 
-from ..sdk import NOT_A_MESSAGE, complete_error
 from ..server import Application
 from ..wire import Wire
+from .conversation import Conversation
+from .output import Output
 from .signals import on_signals
 from .watchdog import Watchdog
 
 _DRAIN_SECONDS = 1.5  # clients wait 2 s after closing stdin, then kill
 _CUT_SECONDS = 0.2  # for the answers of the calls that were cut
 _STOP_SECONDS = 1.9  # for all of it, cleanup too; then the process is ended
+_CHUNK = 65_536
 
 
 async def serve(app: Application, wire: Wire, end: Callable[[], None]) -> int:
@@ -42,205 +39,133 @@ async def serve(app: Application, wire: Wire, end: Callable[[], None]) -> int:
     Raises:
         StartError: a dependency cannot be opened.
     """
-    writer, watchdog = _Writer(wire.stdout), Watchdog(app.registry.code, end)
-    reader = _Reader(wire.stdin, writer, app, lambda: watchdog.give(_STOP_SECONDS))
-    with watchdog.watch(), on_signals(lambda: watchdog.give(_STOP_SECONDS), reader.end):
+    pipe, watchdog = _Pipe(app, wire), Watchdog(app.registry.code, end)
+    with watchdog.watch(), on_signals(lambda: watchdog.give(_STOP_SECONDS), pipe.end):
         async with app.open():
-            await app.mcp.run(reader, writer, app.mcp.create_initialization_options())
-    lost, log = writer.waiting.total(), structlog.get_logger()
-    (log.error if lost else log.info)("stopped", transport="stdio", cut_calls=reader.cut, lost_calls=lost)
-    return 1 if reader.cut or lost else 0
+            await pipe.serve(lambda: watchdog.give(_STOP_SECONDS))
+    log = structlog.get_logger()
+    (log.error if pipe.lost else log.info)("stopped", transport="stdio", cut_calls=pipe.cut, lost_calls=pipe.lost)
+    return 1 if pipe.cut or pipe.lost else 0
 
 
-class _Closing:
-    """The parts of the SDK's stream protocols that need nothing here: the descriptors live as long as the process."""
+class _Pipe:
+    """The two ends of it. `cut`: calls that had to be ended; `lost`: requests that got no answer at all."""
 
-    async def aclose(self) -> None:
-        return None
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        return None
-
-
-class _Writer(_Closing):
-    """Whole lines out, one at a time, without blocking the loop. `waiting`: ids read and not yet answered."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        self._pollable = _make_pollable(descriptor)
-        self._lock = anyio.Lock()
-        self._progress = anyio.Event()
-        self.waiting: Counter[types.RequestId] = Counter()  # a client may use an id twice, and is owed both answers
-
-    async def send(self, item: SessionMessage) -> None:
-        """Write one message."""
-        message = item.message
-        if isinstance(message, types.JSONRPCError):
-            await self.refuse(message.id, message.error.code, message.error.message, message.error.data)
-            return
-        await self._write(message.model_dump_json(by_alias=True, exclude_unset=True).encode())
-        if isinstance(message, types.JSONRPCResponse):
-            self.settle(message.id)
-
-    async def refuse(self, rpc_id: types.RequestId | None, code: int, text: str, data: Any = None) -> None:
-        """Answer with a JSON-RPC error."""
-        error = complete_error(code, text, data, "stdio", rpc_id)
-        await self._write(to_json({"jsonrpc": "2.0", "id": rpc_id, "error": error}))
-        self.settle(rpc_id)
-
-    def settle(self, rpc_id: object) -> None:
-        """A request is answered, or needs no answer any more."""
-        if isinstance(rpc_id, str | int) and self.waiting[rpc_id] > 0:
-            self.waiting[rpc_id] -= 1
-        self._progress.set()
-        self._progress = anyio.Event()
-
-    async def drained(self) -> None:
-        """Wait until everything is answered."""
-        while self.waiting.total():
-            await self._progress.wait()
-
-    async def _write(self, line: bytes) -> None:
-        view = memoryview(line + b"\n")
-        async with self._lock:
-            # Shielded: half a message on the wire would spoil every message after it.
-            with anyio.CancelScope(shield=True):
-                while view:
-                    try:
-                        view = view[os.write(self._descriptor, view) :]
-                    except BlockingIOError:
-                        await anyio.wait_writable(self._descriptor)
-                    except OSError as error:
-                        if error.errno not in (errno.EPIPE, errno.ECONNRESET):
-                            raise
-                        return  # the client has gone, and the end of input says so too
-
-
-class _Reader(_Closing):
-    """Messages in. What is no message is answered here, as the SDK would drop it without a word."""
-
-    def __init__(self, descriptor: int, writer: _Writer, app: Application, at_end: Callable[[], None]) -> None:
-        """`at_end` is told when the input has ended."""
-        self._descriptor = descriptor
-        self._pollable = _make_pollable(descriptor)
-        self._writer = writer
+    def __init__(self, app: Application, wire: Wire) -> None:
+        self._app = app
+        self._wire = wire
         self._longest = app.settings.max_request_bytes
-        self._drain = app.drain
-        self._tell_end = at_end
-        self._lines: deque[bytes] = deque()
+        self._lines: deque[bytes | None] = deque()
         self._rest = bytearray()
         self._skipping = False
-        self._at_end = False
-        self._reading, self._draining = anyio.CancelScope(), anyio.CancelScope()
-        self.cut = 0
+        self._is_reading = False
+        self._ended, self._hurried = anyio.Event(), anyio.Event()
+        self.cut = self.lost = 0
 
     def end(self) -> None:
         """Read no more, as at the end of input; the second time, wait for no call any more."""
-        if self._at_end:
-            self._draining.cancel()
-        self._at_end = True
-        self._reading.cancel()
+        if self._ended.is_set():
+            self._hurried.set()
+        self._ended.set()
 
-    def __aiter__(self) -> Self:
-        return self
+    async def serve(self, at_end: Callable[[], None]) -> None:
+        """Answer every request that was read; `at_end` is told when the last was."""
+        async with anyio.create_task_group() as tasks:
+            self._output = output = Output(self._wire.stdout, self._pump)
+            _make_pollable(self._wire.stdout)
+            self._client = client = Conversation(self._app, output, tasks)
+            self._read(tasks)
+            await self._ended.wait()
+            self._pause()
+            at_end()
+            self._app.drain.begin()
+            await self._answered(_DRAIN_SECONDS)
+            self.cut = self._app.drain.cut()
+            self._hurried = anyio.Event()
+            await self._answered(_CUT_SECONDS)
+            self.lost = client.pending
+            tasks.cancel_scope.cancel()
 
-    async def __anext__(self) -> SessionMessage | Exception:
+    async def _answered(self, seconds: float) -> None:
+        with anyio.move_on_after(seconds):
+            async with anyio.create_task_group() as tasks:
+
+                async def hurry() -> None:
+                    await self._hurried.wait()
+                    tasks.cancel_scope.cancel()
+
+                tasks.start_soon(hurry)
+                while self._lines or self._client.pending or not self._output.is_empty:
+                    await self._output.changed()
+                tasks.cancel_scope.cancel()
+
+    def _read(self, tasks: TaskGroup) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._pollable = _make_pollable(self._wire.stdin)
+        if self._pollable:
+            self._resume()
+        else:  # a file, a terminal, Windows
+            tasks.start_soon(self._read_in_thread)
+
+    async def _read_in_thread(self) -> None:
+        while not self._ended.is_set():
+            self._feed(await anyio.to_thread.run_sync(os.read, self._wire.stdin, _CHUNK, abandon_on_cancel=True))
+            while self._lines and not self._ended.is_set():
+                await self._output.changed()
+
+    def _resume(self) -> None:
+        if not self._is_reading and not self._ended.is_set():
+            self._is_reading = True
+            self._loop.add_reader(self._wire.stdin, self._readable)
+
+    def _pause(self) -> None:
+        if self._is_reading:
+            self._is_reading = False
+            self._loop.remove_reader(self._wire.stdin)
+
+    def _readable(self) -> None:
         try:
-            return await self.receive()
-        except anyio.EndOfStream:
-            raise StopAsyncIteration from None
+            self._feed(os.read(self._wire.stdin, _CHUNK))
+        except BlockingIOError:
+            pass
+        except ConnectionResetError:
+            self._feed(b"")
 
-    async def receive(self) -> SessionMessage | Exception:
-        """The next message.
-
-        Raises:
-            anyio.EndOfStream: the input has ended and what was read is answered, or its time is up.
-        """
-        while True:
-            while self._lines:
-                if (message := await self._parse(self._lines.popleft())) is not None:
-                    return message
-            if self._at_end:
-                self._tell_end()
-                self._drain.begin()
-                self._draining.deadline = anyio.current_time() + _DRAIN_SECONDS
-                with self._draining:
-                    await self._writer.drained()
-                self.cut = self._drain.cut()
-                with anyio.move_on_after(_CUT_SECONDS):
-                    await self._writer.drained()
-                raise anyio.EndOfStream
-            await self._fill()
-
-    async def _fill(self) -> None:
-        chunk = b""
-        with anyio.CancelScope() as self._reading:
-            chunk = await self._read()
+    def _feed(self, chunk: bytes) -> None:
         if not chunk:
-            if not self._at_end and self._rest:  # the last line lacks its end
+            if self._rest:  # the last line lacks its end
                 self._lines.append(bytes(self._rest))
-            self._at_end = True
+                self._rest.clear()
+            self._pump()
+            self._ended.set()
             return
         *lines, rest = chunk.split(b"\n")
         for line in lines:
-            whole = bytes(self._rest) + line
+            whole = bytes(self._rest) + line if self._rest else line
             self._rest.clear()
             if not self._skipping:
-                self._lines.append(whole)
+                self._lines.append(whole if len(whole) <= self._longest else None)
             self._skipping = False
         if not self._skipping:
             self._rest += rest
         if len(self._rest) > self._longest:
             self._rest.clear()
             self._skipping = True
-            self._lines.append(b" " * (self._longest + 1))
+            self._lines.append(None)
+        self._pump()
 
-    async def _read(self) -> bytes:
-        if not self._pollable:  # a file, a terminal, Windows
-            return await anyio.to_thread.run_sync(os.read, self._descriptor, 65536, abandon_on_cancel=True)
-        while True:
-            try:
-                return os.read(self._descriptor, 65536)
-            except BlockingIOError:
-                await anyio.wait_readable(self._descriptor)
-            except ConnectionResetError:
-                return b""
-
-    async def _parse(self, line: bytes) -> SessionMessage | None:
-        if len(line) > self._longest:
-            await self._writer.refuse(None, INVALID_REQUEST, f"A message is at most {self._longest} bytes long.")
-            return None
-        if not line.strip():
-            return None
-        try:
-            message = types.jsonrpc_message_adapter.validate_json(line, by_name=False)
-        except ValidationError as error:
-            await self._refuse(line, is_json=error.errors(include_input=False)[0]["type"] != "json_invalid")
-            return None
-        if isinstance(message, types.JSONRPCRequest):
-            self._writer.waiting[message.id] += 1
-        elif isinstance(message, types.JSONRPCNotification):
-            if b'"id"' in line and "id" in from_json(line):  # a request whose id is no id, and is owed an answer
-                await self._refuse(line, is_json=True)
-                return None
-            if message.method == "notifications/cancelled":
-                self._writer.settle((message.params or {}).get("requestId"))
-        return SessionMessage(message)
-
-    async def _refuse(self, line: bytes, *, is_json: bool) -> None:
-        if not is_json:
-            await self._writer.refuse(None, PARSE_ERROR, "")
-            return
-        found = from_json(line)
-        rpc_id = found.get("id") if isinstance(found, dict) else None
-        if isinstance(rpc_id, bool) or not isinstance(rpc_id, str | int):
-            rpc_id = None
-        await self._writer.refuse(rpc_id, INVALID_REQUEST, NOT_A_MESSAGE)
+    def _pump(self) -> None:
+        """Hand over what has been read, as far as the client keeps up."""
+        while self._lines and not self._client.is_full:
+            if (line := self._lines.popleft()) is not None:
+                self._client.take(line)
+            else:
+                self._client.refuse(INVALID_REQUEST, f"A message is at most {self._longest} bytes long.")
+        if self._pollable:
+            if self._lines:
+                self._pause()
+            else:
+                self._resume()
 
 
 def _make_pollable(descriptor: int) -> bool:

@@ -1,0 +1,211 @@
+"""A client on a pipe: its requests are served side by side, and the server can ask and notify it.
+
+The first request fixes the era for good (specification, basic/transports/stdio): `initialize` opens a conversation of the
+handshake revisions; in 2026-07-28 each request carries what it needs.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import anyio
+from anyio.abc import TaskGroup
+from mcp.shared.dispatcher import CallOptions, DispatchContext
+from mcp.shared.exceptions import MCPError, NoBackChannelError
+from mcp.shared.inbound import InboundLadderRejection, classify_inbound_request
+from mcp.shared.transport_context import TransportContext
+from mcp_types import INVALID_REQUEST, PROTOCOL_VERSION_META_KEY, REQUEST_TIMEOUT, UNSUPPORTED_PROTOCOL_VERSION
+from mcp_types.version import MODERN_PROTOCOL_VERSIONS
+
+from ..sdk import answer, complete_error, conversation, one_request
+from ..server import Application
+from .messages import Json, Unreadable, parse, progress_of
+from .output import Output
+
+_MOST_PENDING = 1000  # requests that are read before one is answered
+
+
+class Conversation:
+    """`pending`: requests that are not answered yet."""
+
+    def __init__(self, app: Application, output: Output, tasks: TaskGroup) -> None:
+        self._app = app
+        self._output = output
+        self._tasks = tasks
+        self._is_modern: bool | None = None
+        self._legacy = conversation(app.mcp, self, app.dependencies.opened)
+        self._scopes: dict[str | int, anyio.CancelScope] = {}
+        self._asked: dict[str | int, asyncio.Future[Json]] = {}
+        self._serial = 0
+        self.pending = 0
+        self.opening = False
+        """Whether the handshake is being answered: what comes next waits for it."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether nothing more should be read for now."""
+        return self.opening or self.pending >= _MOST_PENDING or self._output.is_full
+
+    def take(self, line: bytes) -> None:
+        """Handle one line."""
+        if not line.strip():
+            return
+        try:
+            message = parse(line)
+        except Unreadable as error:
+            self.refuse(error.code, error.text, error.rpc_id)
+            return
+        if "method" not in message:
+            self._settle(message)
+        elif "id" not in message:
+            self._notified(message)
+        else:
+            self.pending += 1
+            self.opening = message["method"] == "initialize"
+            self._scopes[message["id"]] = scope = anyio.CancelScope()  # what comes next may cancel it
+            self._tasks.start_soon(self._serve, message, scope)
+
+    def refuse(self, code: int, text: str, rpc_id: str | int | None = None, data: Any = None) -> None:
+        """Answer with a JSON-RPC error."""
+        error = complete_error(code, text, data, "stdio", rpc_id)
+        self._output.write({"jsonrpc": "2.0", "id": rpc_id, "error": error})
+
+    async def send_raw_request(
+        self, method: str, params: Mapping[str, Any] | None, opts: CallOptions | None = None
+    ) -> Json:
+        """Ask the client, and wait for its answer (`mcp.shared.dispatcher.Outbound`).
+
+        Raises:
+            MCPError: the client's error, or no answer within `opts["timeout"]` seconds.
+        """
+        self._serial += 1
+        rpc_id = f"server-{self._serial}"
+        self._asked[rpc_id] = found = asyncio.get_running_loop().create_future()
+        self._output.write({"jsonrpc": "2.0", "id": rpc_id, "method": method, "params": dict(params or {})})
+        try:
+            with anyio.fail_after((opts or {}).get("timeout")):
+                result: Json = await found
+                return result
+        except BaseException as error:
+            if not found.done() or found.cancelled():
+                await self.notify("notifications/cancelled", {"requestId": rpc_id})
+            if isinstance(error, TimeoutError):
+                raise MCPError(REQUEST_TIMEOUT, "The client did not answer in time") from None
+            raise
+        finally:
+            del self._asked[rpc_id]
+
+    async def notify(self, method: str, params: Mapping[str, Any] | None, opts: CallOptions | None = None) -> None:
+        """Send a notification."""
+        self._output.write({"jsonrpc": "2.0", "method": method, "params": dict(params or {})})
+
+    async def _serve(self, message: Json, scope: anyio.CancelScope) -> None:
+        rpc_id = message["id"]
+        with scope:
+            try:
+                found = await self._answer(message)
+                if not scope.cancel_called:  # by the client, who then expects no answer
+                    self._output.write(found)
+                    await self._output.room()
+            finally:
+                if self._scopes.get(rpc_id) is scope:  # a client may use an id twice
+                    del self._scopes[rpc_id]
+                self.pending -= 1
+                self.opening = False
+                self._output.tell()
+
+    async def _answer(self, message: Json) -> Json:
+        method, params = message["method"], message.get("params")
+        meta = (params or {}).get("_meta")
+        has_envelope = isinstance(meta, dict) and PROTOCOL_VERSION_META_KEY in meta
+        if self._is_modern is None:
+            self._is_modern = has_envelope and method != "initialize"
+        if self._is_modern and method == "initialize":
+            text = "This connection has begun with revision 2026-07-28, which has no initialize."
+            data = {"supported": list(MODERN_PROTOCOL_VERSIONS), "requested": (params or {}).get("protocolVersion")}
+            return self._error(message, UNSUPPORTED_PROTOCOL_VERSION, text, data)
+        if not self._is_modern:
+            if has_envelope and method != "initialize":
+                text = "This connection has begun with a handshake; its requests carry no envelope."
+                return self._error(message, INVALID_REQUEST, text)
+            exchange = _Exchange(self, message, can_ask=True)
+            return await answer(self._legacy.on_request(exchange, method, params), message["id"], "stdio")
+        route = classify_inbound_request(message)
+        if isinstance(route, InboundLadderRejection):
+            return self._error(message, route.code, route.message, route.data)
+        exchange = _Exchange(self, message, can_ask=False)
+        opened = self._app.dependencies.opened
+        version, info, capabilities = route.protocol_version, route.client_info, route.client_capabilities
+        request = one_request(self._app.mcp, exchange, message, version, info, capabilities, opened, self)
+        return await answer(request, message["id"], "stdio")
+
+    def _error(self, message: Json, code: int, text: str, data: Any = None) -> Json:
+        error = complete_error(code, text, data, "stdio", message["id"])
+        return {"jsonrpc": "2.0", "id": message["id"], "error": error}
+
+    def _notified(self, message: Json) -> None:
+        params = message.get("params") or {}
+        if message["method"] == "notifications/cancelled":
+            rpc_id = params.get("requestId")
+            if isinstance(rpc_id, str | int) and (scope := self._scopes.get(rpc_id)) is not None:
+                scope.cancel()
+        elif not self._is_modern:
+            self._tasks.start_soon(self._notify_server, message)
+
+    async def _notify_server(self, message: Json) -> None:
+        exchange: DispatchContext[TransportContext] = _Exchange(self, message, can_ask=True)
+        await self._legacy.on_notify(exchange, message["method"], message.get("params"))
+
+    def _settle(self, message: Json) -> None:
+        """The client's answer to what it was asked."""
+        found = self._asked.get(message["id"])
+        if found is None or found.done():
+            return
+        error, result = message.get("error"), message.get("result")
+        if isinstance(result, dict):
+            found.set_result(result)
+        elif isinstance(error, dict) and isinstance(error.get("code"), int):
+            found.set_exception(MCPError(error["code"], str(error.get("message")), error.get("data")))
+        else:
+            found.set_exception(MCPError(INVALID_REQUEST, "The client's answer is malformed"))
+
+
+class _Exchange:
+    """What the SDK calls the dispatch context of a request (`mcp.shared.dispatcher.DispatchContext`)."""
+
+    message_metadata = None
+
+    def __init__(self, client: Conversation, message: Json, *, can_ask: bool) -> None:
+        self.request_id: str | int | None = message.get("id")
+        self.can_send_request = can_ask
+        self._client = client
+        self._message = message
+        self._cancel_requested: anyio.Event | None = None
+
+    @property
+    def transport(self) -> TransportContext:
+        """What is known of the way the request came."""
+        return TransportContext(kind="stdio", can_send_request=self.can_send_request)
+
+    @property
+    def cancel_requested(self) -> anyio.Event:
+        """Never set: cancelling a request stops what serves it."""
+        self._cancel_requested = self._cancel_requested or anyio.Event()
+        return self._cancel_requested
+
+    async def send_raw_request(
+        self, method: str, params: Mapping[str, Any] | None, opts: CallOptions | None = None
+    ) -> Json:
+        """Raises NoBackChannelError in 2026-07-28, where servers ask with their result."""
+        if not self.can_send_request:
+            raise NoBackChannelError(method)
+        return await self._client.send_raw_request(method, params, opts)
+
+    async def notify(self, method: str, params: Mapping[str, Any] | None, opts: CallOptions | None = None) -> None:
+        """Send a notification."""
+        await self._client.notify(method, params)
+
+    async def progress(self, progress: float, total: float | None = None, message: str | None = None) -> None:
+        """Report progress, if the caller asked for it."""
+        if (params := progress_of(self._message, progress, total, message)) is not None:
+            await self.notify("notifications/progress", params)
