@@ -93,6 +93,29 @@ def start(source: Path) -> Iterator[Start]:
         server.__exit__()
 
 
+class StartPeer(Protocol):
+    """`start_peer(way, drain_timeout_seconds="0.2")`: a raw peer of a server of its own, with these settings."""
+
+    def __call__(self, way: Way, /, **settings: str) -> Peer: ...
+
+
+@pytest.fixture
+def start_peer(start: Start) -> Iterator[StartPeer]:
+    """A factory of peers, each with a server of its own that is ended with the test."""
+    made: list[Peer] = []
+
+    def start_one(way: Way, /, **settings: str) -> Peer:
+        arguments = SERVE_HTTP if way.transport == "http" else ()
+        named = {f"MCP_{name.upper()}": value for name, value in settings.items()}
+        made.append(Peer(way, start(*arguments, settings=named)))
+        return made[-1]
+
+    yield start_one
+    for peer in made:
+        if peer.way.transport == "http":
+            peer.http.close()
+
+
 @pytest.fixture(scope="session")
 def peers(source: Path) -> Iterator[Callable[[Way], Peer]]:
     """One long-lived server for each way, shared by the tests that leave it as it was."""

@@ -194,14 +194,18 @@ class Peer:
 
     def post(self, body: Json | bytes, headers: Mapping[str, str] | None = None) -> httpx2.Response:
         """One POST, with the headers that the era asks for."""
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        return self.http.post(self.url, content=content, headers=self.headers(body) | dict(headers or {}))
+
+    def headers(self, body: Json | bytes) -> dict[str, str]:
+        """The headers of a request with this body."""
         sent = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
         sent["MCP-Protocol-Version"] = self.way.version
         if isinstance(body, dict) and self.way.version == MODERN:
             sent["Mcp-Method"] = body["method"]
             if name := body["params"].get("name") or body["params"].get("uri"):
                 sent["Mcp-Name"] = name
-        content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        return self.http.post(self.url, content=content, headers=sent | dict(headers or {}))
+        return sent
 
     def logged(self, request_id: str) -> Json:
         """The log line of one request."""

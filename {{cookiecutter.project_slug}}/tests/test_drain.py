@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx2
 import pytest
 
-from .conftest import Start
-from .harness import ERROR, HTTP, SERVE_HTTP, Peer, Way
+from .conftest import StartPeer
+from .harness import ERROR, HTTP, Peer, Way
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 
@@ -29,17 +29,12 @@ def threads() -> Iterator[ThreadPoolExecutor]:
         yield pool
 
 
-def started(start: Start, way: Way, **settings: str) -> Peer:
-    """A peer of a server of its own."""
-    return Peer(way, start(*SERVE_HTTP, settings={f"MCP_{name.upper()}": value for name, value in settings.items()}))
-
-
 @pytest.mark.parametrize(("sessions", "number"), [("stateless", signal.SIGTERM), ("stateful", signal.SIGINT)])
 def test_calls_in_flight_are_answered(
-    start: Start, way: Way, threads: ThreadPoolExecutor, sessions: str, number: signal.Signals
+    start_peer: StartPeer, way: Way, threads: ThreadPoolExecutor, sessions: str, number: signal.Signals
 ) -> None:
     """Eight calls get their results, an idle stream does not hold the process, and it exits 0."""
-    peer = started(start, way, http_sessions=sessions)
+    peer = start_peer(way, http_sessions=sessions)
     headers = session_of(peer)
     with httpx2.Client(trust_env=False) as idle:
         if way.version != "2026-07-28":
@@ -57,7 +52,6 @@ def test_calls_in_flight_are_answered(
             assert "done" in call.result().text
         assert peer.server.process.wait(5) == 0
     assert peer.server.wait_for("stopped")["cut_calls"] == 0
-    peer.http.close()
 
 
 def session_of(peer: Peer) -> dict[str, str]:
@@ -69,9 +63,11 @@ def session_of(peer: Peer) -> dict[str, str]:
     return {"Mcp-Session-Id": session} if session else {}
 
 
-def test_call_that_outlasts_the_drain_is_cut_and_answered(start: Start, way: Way, threads: ThreadPoolExecutor) -> None:
+def test_call_that_outlasts_the_drain_is_cut_and_answered(
+    start_peer: StartPeer, way: Way, threads: ThreadPoolExecutor
+) -> None:
     """It gets `shutting_down`, and the exit code says that a call was cut."""
-    peer = started(start, way, drain_timeout_seconds="0.2")
+    peer = start_peer(way, drain_timeout_seconds="0.2")
     call = threads.submit(peer.error, "probe_waits", seconds=30)
     peer.server.wait_for("waiting")
     peer.server.process.terminate()
@@ -80,12 +76,11 @@ def test_call_that_outlasts_the_drain_is_cut_and_answered(start: Start, way: Way
     assert peer.server.process.wait(5) == 1
     assert peer.logged(error["request_id"])["outcome"] == "shutting_down"
     assert peer.server.wait_for("stopped")["cut_calls"] == 1
-    peer.http.close()
 
 
-def test_readiness_turns_off_while_the_server_serves_on(start: Start, way: Way) -> None:
+def test_readiness_turns_off_while_the_server_serves_on(start_peer: StartPeer, way: Way) -> None:
     """During the drain delay a load balancer sees 503, and whoever still comes is served."""
-    peer = started(start, way, drain_delay_seconds="1")
+    peer = start_peer(way, drain_delay_seconds="1")
     ready, alive = peer.url.replace("/mcp", "/readyz"), peer.url.replace("/mcp", "/livez")
     assert peer.http.get(ready).status_code == 200
     peer.server.process.terminate()
@@ -97,12 +92,11 @@ def test_readiness_turns_off_while_the_server_serves_on(start: Start, way: Way) 
     assert peer.server.process.wait(5) == 0
     with pytest.raises(httpx2.ConnectError):
         peer.http.get(ready)
-    peer.http.close()
 
 
-def test_second_signal_ends_it_at_once(start: Start, way: Way, threads: ThreadPoolExecutor) -> None:
+def test_second_signal_ends_it_at_once(start_peer: StartPeer, way: Way, threads: ThreadPoolExecutor) -> None:
     """Whoever is in a hurry does not wait for the drain; the exit code says that a call was cut."""
-    peer = started(start, way)
+    peer = start_peer(way)
     call = threads.submit(peer.post, peer.message("tools/call", {"name": "probe_waits", "arguments": {"seconds": 30}}))
     peer.server.wait_for("waiting")
     peer.server.process.terminate()
@@ -110,4 +104,3 @@ def test_second_signal_ends_it_at_once(start: Start, way: Way, threads: ThreadPo
     peer.server.process.terminate()
     assert peer.server.process.wait(5) == 1
     assert call.exception() is not None or "done" not in call.result().text
-    peer.http.close()

@@ -1,14 +1,21 @@
 """The HTTP edge: probes, and refusals that are JSON like every other error."""
 
+import contextlib
 import json
+import select
+import shutil
 import signal
+import socket
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx2
 import pytest
 
-from .conftest import Start
-from .harness import HTTP, SERVE_HTTP, STDIO, Peer, Server, Way, run_command
+from .conftest import Start, StartPeer
+from .harness import HTTP, MODERN, PACKAGE, PATIENCE, SERVE_HTTP, STDIO, Peer, Server, Way, run_command
 
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz"])
@@ -16,7 +23,7 @@ from .harness import HTTP, SERVE_HTTP, STDIO, Peer, Server, Way, run_command
 def test_probes_answer_in_json(peer: Peer, path: str) -> None:
     """They stand outside Host checks and the request log."""
     answer = peer.http.get(peer.url.replace("/mcp", path), headers={"Host": "10.0.0.7"})
-    assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
+    assert (answer.status_code, answer.json()["status"]) == (200, "ok")
 
 
 @pytest.mark.parametrize(
@@ -26,9 +33,17 @@ def test_probes_answer_in_json(peer: Peer, path: str) -> None:
         (b"[]", {}, 400),
         (b'[{"jsonrpc": "2.0", "id": 1, "method": "ping"}]', {}, 400),
         (b'{"jsonrpc": "2.0", "id": 1}', {}, 400),
+        (b'{"jsonrpc": "2.0", "id": null, "method": "ping"}', {}, 400),
+        (b'{"jsonrpc": "2.0", "id": 1.5, "method": "ping"}', {}, 400),
+        (b'{"jsonrpc": "2.0", "id": [1], "method": "ping"}', {}, 400),
+        (b'{"jsonrpc": "2.0", "id": 1, "method": "ping", "params": [NaN]}', {}, 400),
+        (b"[" * 100_000, {}, 400),
+        (b'\xff{"jsonrpc": "2.0"}', {}, 400),
+        (b"{}", {"Accept": "text/html"}, 406),
         (b"{}", {"Content-Type": "text/plain"}, 415),
         (b"{}", {"Host": "evil.example.com"}, 421),
         (b"{}", {"Host": "127.0.0.1.evil.example.com"}, 421),
+        (b"{}", {"Host": "127.0.0.1:80@evil.example.com"}, 421),
         (b"{}", {"Origin": "https://evil.example.com"}, 403),
         (b"{}", {"Origin": "null"}, 403),
         (b"x" * 2_000_000, {}, 413),
@@ -43,6 +58,194 @@ def test_refusal_at_the_edge(peer: Peer, body: bytes, headers: dict[str, str], s
     assert error["data"]["code"] == "invalid_request"
     assert "pydantic" not in answer.text
     assert peer.logged(error["data"]["request_id"])["outcome"] == "invalid_request"
+
+
+@pytest.mark.parametrize("way", HTTP, ids=str)
+def test_unknown_protocol_version(peer: Peer) -> None:
+    """The versions that are served are named."""
+    message = peer.message("ping", {"_meta": {"io.modelcontextprotocol/protocolVersion": "2099-01-01"}})
+    message["params"]["_meta"].setdefault("io.modelcontextprotocol/clientCapabilities", {})
+    answer = peer.post(message, {"MCP-Protocol-Version": "2099-01-01", "Mcp-Method": "ping"})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], answer.json()["id"]) == (400, -32022, message["id"])
+    assert error["data"]["supported"] == [MODERN]
+    assert error["data"]["code"] == "invalid_request"
+
+
+def raw(peer: Peer, data: bytes) -> bytes:
+    """Everything that a connection answers until the server closes it."""
+    address = httpx2.URL(peer.url)
+    with socket.create_connection((address.host, address.port or 0), timeout=PATIENCE) as connection:
+        connection.sendall(data)
+        return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+def request(body: bytes, *lines: str) -> bytes:
+    """The bytes of a POST."""
+    head = ["POST /mcp HTTP/1.1", "Host: 127.0.0.1", "Content-Type: application/json", "Accept: */*", *lines]
+    return "\r\n".join([*head, f"Content-Length: {len(body)}", "", ""]).encode() + body
+
+
+PING = b'{"jsonrpc": "2.0", "id": "p", "method": "ping"}'
+
+
+@pytest.mark.parametrize("way", HTTP[1:], ids=str)
+def test_what_is_no_http(peer: Peer) -> None:
+    """It is refused in JSON and the connection closed, after the answers that are owed on it."""
+    for bad in (
+        b"\x16\x03\x01\r\n\r\n",
+        request(PING, "Transfer-Encoding: chunked"),
+        request(PING, "Content-Length: 5"),
+    ):
+        for owed in (b"", request(PING)):
+            answer = raw(peer, owed + bad)
+            assert answer.count(b"HTTP/1.1 200 OK") == bool(owed)
+            assert bool(owed) or answer.startswith(b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json")
+    assert raw(peer, b"GET / HTTP/1.1\r\nX: " + b"x" * 70_000).startswith(b"HTTP/1.1 431")
+    assert peer.call("probe_reached")["result"]["isError"] is False
+
+
+@pytest.mark.parametrize("way", HTTP[1:], ids=str)
+@pytest.mark.parametrize("line", ["Host: 127.0.0.1", "Content-Type: text/plain", "MCP-Protocol-Version: 2025-11-25"])
+def test_header_that_stands_twice(peer: Peer, line: str) -> None:
+    """Two readers could read it differently: it is refused."""
+    first = "MCP-Protocol-Version: 2025-06-18"
+    assert raw(peer, request(PING, first, line, "Connection: close")).startswith(b"HTTP/1.1 400 Bad Request")
+
+
+@pytest.mark.parametrize("way", HTTP[1:], ids=str)
+def test_offer_of_another_protocol_is_ignored(peer: Peer) -> None:
+    """Java's client offers HTTP/2 with its first request, whose body is not lost for that."""
+    answer = raw(
+        peer, request(PING, "Connection: close, Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AA")
+    )
+    assert answer.endswith(b'{"jsonrpc":"2.0","id":"p","result":{}}')
+
+
+@pytest.mark.parametrize("way", HTTP[1:], ids=str)
+def test_client_that_is_too_slow(peer: Peer) -> None:
+    """Whoever sends nothing, half a request, or a byte a second is cut after ten seconds; others are served meanwhile."""
+
+    def drip(connection: socket.socket) -> bytes:
+        with contextlib.suppress(OSError):
+            for byte in PING:
+                connection.sendall(bytes([byte]))
+                if select.select([connection], [], [], 1)[0]:
+                    break
+        return connection.recv(65536)
+
+    address = httpx2.URL(peer.url)
+    begun = [b"", b"POST /mcp HTTP/1.1\r\nHost", request(PING)[: -len(PING)]]
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor(3) as pool:
+        connections = [socket.create_connection((address.host, address.port or 0), PATIENCE) for _ in begun]
+        for connection, data in zip(connections, begun, strict=True):
+            stack.enter_context(connection).sendall(data)
+        silent, half, dripping = (
+            pool.submit(one, c) for one, c in zip((receive, receive, drip), connections, strict=True)
+        )
+        assert peer.call("probe_reached")["result"]["isError"] is False
+        assert silent.result() == b""
+        assert half.result().startswith(b"HTTP/1.1 408 Request Timeout\r\ncontent-type: application/json")
+        assert dripping.result().startswith(b"HTTP/1.1 408 Request Timeout")
+
+
+def receive(connection: socket.socket) -> bytes:
+    """What comes first."""
+    return connection.recv(65536)
+
+
+@pytest.mark.parametrize("way", HTTP, ids=str)
+def test_methods(peer: Peer, way: Way) -> None:
+    """What a path is not for is refused, and the answer says what it is for."""
+    headers = {"MCP-Protocol-Version": way.version, "Accept": "text/event-stream"}
+    for method, path in [("PUT", "/mcp"), ("DELETE", "/mcp"), ("OPTIONS", "/mcp"), ("POST", "/readyz"), ("POST", "/")]:
+        answer = peer.http.request(method, peer.url.replace("/mcp", path), headers=headers)
+        assert (answer.status_code, answer.json()["error"]["data"]["code"]) == (405, "invalid_request"), (method, path)
+        assert answer.headers["allow"] == ("GET, HEAD" if path != "/mcp" else "POST" if way == HTTP[0] else "GET, POST")
+    assert peer.http.head(peer.url.replace("/mcp", "/readyz")).status_code == 200
+
+
+@pytest.mark.parametrize("way", HTTP[:1], ids=str)
+def test_page_for_a_browser(peer: Peer) -> None:
+    """It says what this is and how to connect, and nothing that a stranger wrote."""
+    page = peer.http.get(peer.url.replace("/mcp", "/"))
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    assert f"<code>{peer.url}</code>" in page.text
+    strange = peer.http.get(peer.url.replace("/mcp", "/"), headers={"Host": "<script>"})
+    assert (strange.status_code, "<script>" in strange.text) == (421, False)
+
+
+@pytest.mark.parametrize(("trusted", "client"), [("", "127.0.0.1"), ("127.0.0.1,10.0.0.0/8", "192.0.2.7")])
+def test_address_of_the_client(start_peer: StartPeer, trusted: str, client: str) -> None:
+    """A proxy is believed if it is trusted, and only as far as the chain of trusted ones goes."""
+    peer = start_peer(HTTP[0], trusted_proxies=trusted)
+    message = peer.message("tools/list")
+    assert peer.post(message, {"X-Forwarded-For": "6.6.6.6, 192.0.2.7, 10.1.2.3"}).status_code == 200
+    assert peer.server.wait_for("request", rpc_id=message["id"])["client"] == client
+
+
+def test_readiness_follows_what_tools_depend_on(start_peer: StartPeer) -> None:
+    """A check that fails or hangs turns readiness off, is logged once, and leaves liveness alone."""
+    peer = start_peer(HTTP[0])
+    ready, alive = peer.url.replace("/mcp", "/readyz"), peer.url.replace("/mcp", "/livez")
+    name = "serving.open_store"
+    for health, said in [("well", "ok"), ("failing", "failed"), ("hanging", "timeout"), ("well", "ok")]:
+        peer.call("probe_store", health=health)
+        time.sleep(1.1)  # a check is good for a second
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(lambda _: peer.http.get(ready), range(8)))
+        status, code = ("ok", 200) if said == "ok" else ("unavailable", 503)
+        assert {answer.status_code for answer in answers} == {code}
+        assert answers[0].json() == {"status": status, "checks": {name: said}}
+        assert "secret address" not in answers[0].text
+        assert peer.http.get(alive).status_code == 200
+    assert peer.call("probe_store", health="well")["result"]["structuredContent"]["result"] <= 6
+    log = [(e["event"], e.get("problem")) for e in peer.server.log if e.get("dependency") == name]
+    assert log == [("dependency_failing", "failed"), ("dependency_recovered", None)]
+    peer.server.process.terminate()
+    assert peer.server.process.wait(5) == 0
+    peer.server.wait_for("store_closed")
+
+
+SLOW = """
+@asynccontextmanager
+async def open_slowly(settings):
+    await anyio.sleep(1.5)
+    yield 1
+
+
+@tool()
+async def probe_slow_start(one: Annotated[int, Depends(open_slowly)]) -> int:
+    \"\"\"Depend on what takes its time to open.\"\"\"
+    return one
+"""
+
+
+def test_probes_while_the_server_starts(source: Path, tmp_path: Path, start: Start) -> None:
+    """It is alive, not ready, and refuses calls with a hint when to come back, until everything is open."""
+    copy = tmp_path / "source"
+    shutil.copytree(source, copy)
+    with (copy / PACKAGE / "tools" / "serving.py").open("a", encoding="utf-8") as file:
+        file.write(SLOW)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    server = start("serve", "--transport", "http", "--port", str(port), source=copy)
+    root = f"http://127.0.0.1:{port}"
+    with httpx2.Client(trust_env=False) as http:
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            with contextlib.suppress(httpx2.ConnectError):
+                answer = http.get(f"{root}/readyz")
+                break
+            assert time.monotonic() < deadline
+        assert (answer.status_code, answer.json()) == (503, {"status": "starting"})
+        assert http.get(f"{root}/livez").status_code == 200
+        headers = {"Content-Type": "application/json", "Accept": "*/*"}
+        refused = http.post(f"{root}/mcp", content=PING, headers=headers)
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+        server.wait_for("listening")
+        assert http.get(f"{root}/readyz").status_code == 200
+        assert http.post(f"{root}/mcp", content=PING, headers=headers).status_code == 200
 
 
 @pytest.mark.parametrize("way", HTTP, ids=str)

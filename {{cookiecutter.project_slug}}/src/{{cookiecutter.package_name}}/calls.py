@@ -46,6 +46,8 @@ class Call:
     transport: Transport
     protocol_version: str
     trace_id: str | None = None
+    client: str | None = None
+    """Over HTTP: the address it came from, as the trusted proxies report it."""
 
 
 def effect_of(target: Target) -> tuple[str, bool]:

@@ -91,6 +91,7 @@ def install(
             transport=transport,
             protocol_version=ctx.protocol_version,
             trace_id=_trace_id(ctx.meta),
+            client=_client(ctx.request),
         )
         try:
             return await chain(guards, serve)(call)
@@ -191,6 +192,11 @@ def _error_result(server: Server[Any], protocol_version: str, shown: dict[str, A
 def _shown(rpc_id: Any) -> str | int | None:
     """The caller's id for the log: it can be as long as they like."""
     return rpc_id[:64] if isinstance(rpc_id, str) else rpc_id if isinstance(rpc_id, int) else None
+
+
+def _client(request: Any) -> str | None:
+    address = None if request is None else request.scope.get("client")
+    return address[0] if address else None
 
 
 def _trace_id(meta: Any) -> str | None:

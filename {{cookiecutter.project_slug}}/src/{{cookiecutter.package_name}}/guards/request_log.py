@@ -38,7 +38,7 @@ class RequestLog:
 
 def log_request(log: Any, call: Call, outcome: Outcome, milliseconds: float) -> None:
     """Write the request's line."""
-    fields = {"trace_id": call.trace_id} if call.trace_id else {}
+    optional = {"client": call.client, "trace_id": call.trace_id}
     getattr(log, outcome.level)(
         "request",
         request_id=call.request_id,
@@ -50,7 +50,7 @@ def log_request(log: Any, call: Call, outcome: Outcome, milliseconds: float) -> 
         protocol_version=call.protocol_version,
         outcome=outcome.code,
         duration_ms=round(milliseconds, 3),
-        **fields,
+        **{name: value for name, value in optional.items() if value is not None},
     )
 
 

@@ -1,0 +1,118 @@
+"""What the server sends on its own account: changes to whoever listens, questions, and completions."""
+
+import json
+from collections.abc import Iterator
+
+import httpx2
+import pytest
+
+from .conftest import Start, StartPeer
+from .harness import HTTP, LEGACY, STDIO, Json, Peer
+
+FILTER = {"notifications": {"toolsListChanged": True, "resourceSubscriptions": ["probe://text"]}}
+SUBSCRIPTION = "io.modelcontextprotocol/subscriptionId"
+
+
+def events(response: httpx2.Response) -> Iterator[Json]:
+    """The messages of a stream of events."""
+    for line in response.iter_lines():
+        if line.startswith("data: "):
+            yield json.loads(line.removeprefix("data: "))
+
+
+def read(stream: Iterator[Json], rpc_id: object) -> list[str]:
+    """The methods of three messages, which all name the subscription."""
+    found = [next(stream) for _ in range(3)]
+    assert {message["params"]["_meta"][SUBSCRIPTION] for message in found} == {rpc_id}
+    return [message["method"] for message in found]
+
+
+SENT = [
+    "notifications/subscriptions/acknowledged",
+    "notifications/tools/list_changed",
+    "notifications/resources/updated",
+]
+
+
+def test_listener_on_a_pipe(start_peer: StartPeer) -> None:
+    """It hears what a tool tells, and gets its result when the server stops."""
+    peer = start_peer(STDIO[0])
+    listen = peer.message("subscriptions/listen", FILTER)
+    peer.server.send(listen)
+    first = peer.server.receive()
+    peer.server.send(peer.message("tools/call", {"name": "probe_changes", "arguments": {"uri": "probe://text"}}))
+    others = [peer.server.receive() for _ in range(3)]
+    told = [message for message in others if "method" in message]
+    assert read(iter([first, *told]), listen["id"]) == SENT
+    code, left = peer.server.finish()
+    (last,) = map(json.loads, left)
+    assert (code, last["id"], last["result"]["resultType"]) == (0, listen["id"], "complete")
+    assert peer.server.wait_for("stopped")["lost_calls"] == 0
+
+
+def test_listener_over_http(start_peer: StartPeer) -> None:
+    """The same, on a stream of events that ends as it should."""
+    peer = start_peer(HTTP[0])
+    listen = peer.message("subscriptions/listen", FILTER)
+    with peer.http.stream("POST", peer.url, json=listen, headers=peer.headers(listen)) as response:
+        stream = events(response)
+        first = next(stream)
+        peer.call("probe_changes", uri="probe://text")
+        assert read(iter([first, next(stream), next(stream)]), listen["id"]) == SENT
+        peer.server.process.terminate()
+        (last,) = stream
+    assert (last["id"], last["result"]["resultType"]) == (listen["id"], "complete")
+    assert peer.server.process.wait(5) == 0
+
+
+def test_question_in_the_middle_of_a_call(start: Start) -> None:
+    """In the handshake revisions a tool can ask the user over the pipe; calls go on meanwhile."""
+    server = start()
+    hello = {
+        "protocolVersion": LEGACY,
+        "capabilities": {"elicitation": {}},
+        "clientInfo": {"name": "r", "version": "0"},
+    }
+    server.send({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": hello})
+    server.send({"jsonrpc": "2.0", "method": "notifications/initialized"})
+    server.receive()
+    answers: list[tuple[Json, str | None]] = [
+        ({"result": {"action": "accept", "content": {"colour": "red"}}}, "red"),
+        ({"result": {"action": "decline"}}, "decline"),
+        ({"error": {"code": -32603, "message": "no user here"}}, None),
+    ]
+    for rpc_id, (answer, told) in enumerate(answers, start=1):
+        params = {"name": "probe_elicits", "arguments": {}}
+        server.send({"jsonrpc": "2.0", "id": rpc_id, "method": "tools/call", "params": params})
+        asked = server.receive()
+        assert asked["method"] == "elicitation/create"
+        server.send({"jsonrpc": "2.0", "id": "between", "method": "ping"})
+        assert server.receive() == {"jsonrpc": "2.0", "id": "between", "result": {}}
+        server.send({"jsonrpc": "2.0", "id": asked["id"], **answer})
+        result = server.receive()["result"]
+        assert result["isError"] is (told is None)
+        assert told is None or result["structuredContent"] == {"result": told}
+    assert server.finish()[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("ref", "argument", "values"),
+    [
+        ({"type": "ref/prompt", "name": "probe_choice"}, ("size", ""), ["small", "medium", "large"]),
+        ({"type": "ref/prompt", "name": "probe_choice"}, ("size", "m"), ["medium"]),
+        ({"type": "ref/prompt", "name": "probe_choice"}, ("note", "m"), []),
+        ({"type": "ref/resource", "uri": "probe://numbers/{number}"}, ("number", "1"), []),
+    ],
+)
+def test_completion(peer: Peer, ref: Json, argument: tuple[str, str], values: list[str]) -> None:
+    """Where the type of an argument lists its values, they are offered."""
+    name, typed = argument
+    answer = peer.request("completion/complete", {"ref": ref, "argument": {"name": name, "value": typed}})
+    assert answer["result"]["completion"] == {"values": values, "total": len(values), "hasMore": False}
+
+
+def test_completion_of_what_is_not_there(peer: Peer) -> None:
+    """An unknown prompt is said to be unknown."""
+    params = {"ref": {"type": "ref/prompt", "name": "nobody"}, "argument": {"name": "a", "value": ""}}
+    error = peer.request("completion/complete", params)["error"]
+    assert (error["code"], error["data"]["code"]) == (-32602, "not_found")

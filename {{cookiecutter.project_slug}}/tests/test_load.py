@@ -1,0 +1,73 @@
+"""Too much, too slow, or stuck: what one caller does must not hold up the others."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from .conftest import StartPeer
+from .harness import HTTP, PATIENCE, STDIO, Peer, Way, answer_of
+
+
+def test_stalled_loop_is_logged_with_the_tool(start_peer: StartPeer, way: Way) -> None:
+    """A tool that holds the event loop is named while it does, and again when it is over."""
+    peer = start_peer(way)
+    peer.call("probe_stalls", seconds=1)
+    stalled = peer.server.wait_for("event_loop_stalled")
+    assert (stalled["tool"], "probe_stalls" in stalled["at"]) == ("probe_stalls", True)
+    assert peer.server.wait_for("event_loop_resumed")["seconds"] >= 0.25
+    assert sum(event["event"] == "event_loop_stalled" for event in peer.server.log) == 1
+
+
+def test_abandoned_thread_is_counted_and_keeps_its_place(start_peer: StartPeer, way: Way) -> None:
+    """A `def` tool that outlives its call is named; while it lasts, it is one of the calls that can run."""
+    peer = start_peer(way, max_concurrent_calls="1")
+    assert peer.error("probe_blocks")["code"] == "timeout"
+    left = peer.server.wait_for("thread_abandoned")
+    assert (left["function"], left["abandoned_threads"]) == ("probe_blocks", 1)
+    assert peer.error("probe_waits_in_a_thread", seconds=0)["code"] == "overloaded"
+    assert peer.call("probe_reached")["result"]["isError"] is False
+    ended = peer.server.wait_for("abandoned_thread_ended")
+    assert (ended["function"], ended["abandoned_threads"]) == ("probe_blocks", 0)
+    assert peer.call("probe_waits_in_a_thread", seconds=0)["result"]["isError"] is False
+
+
+@pytest.mark.parametrize("way", HTTP, ids=str)
+def test_client_that_leaves(peer: Peer, way: Way) -> None:
+    """In 2026-07-28 that cancels its call; in the handshake revisions the call runs to its end."""
+    message = peer.message("tools/call", {"name": "probe_waits", "arguments": {"seconds": 0.8}})
+    message["id"] = f"leaving-{way}"
+    with pytest.raises(Exception, match="timed out"):
+        peer.http.post(peer.url, json=message, headers=peer.headers(message), timeout=0.3)
+    outcome = "cancelled" if way == HTTP[0] else "ok"
+    assert peer.server.wait_for("request", rpc_id=message["id"])["outcome"] == outcome
+
+
+@pytest.mark.parametrize("way", HTTP, ids=str)
+def test_progress_streams_ahead_of_the_answer(peer: Peer) -> None:
+    """A call that has something to say before its end is answered with a stream of events."""
+    message = peer.message("tools/call", {"name": "probe_progress", "arguments": {}, "_meta": {"progressToken": 7}})
+    answer = peer.post(message)
+    assert answer.headers["content-type"] == "text/event-stream"
+    assert answer.text.count('"progressToken":7') == 2
+    assert answer_of(answer)["id"] == message["id"]
+    plain = peer.post(peer.message("tools/call", {"name": "probe_progress", "arguments": {}}))
+    assert plain.headers["content-type"] == "application/json"
+
+
+@pytest.mark.parametrize("way", [STDIO[0], HTTP[0]], ids=str)
+def test_blocking_calls_leave_the_server_free(start_peer: StartPeer, way: Way) -> None:
+    """While 45 `def` tools block their threads, everything else is answered."""
+    peer = start_peer(way)
+    call = {"name": "probe_waits_in_a_thread", "arguments": {"seconds": PATIENCE}}
+    messages = [peer.message("tools/call", call) for _ in range(45)]
+    with ThreadPoolExecutor(45) as pool:
+        send = peer.post if way.transport == "http" else peer.server.send
+        calls = [pool.submit(send, message) for message in messages]
+        while sum(event["event"] == "waiting" for event in peer.server.log) < 45:
+            time.sleep(0.02)
+        assert "result" in peer.request("server/discover")
+        if way.transport == "http":
+            assert peer.http.get(peer.url.replace("/mcp", "/livez")).status_code == 200
+            assert not any(call.done() for call in calls)
+        peer.server.process.kill()
