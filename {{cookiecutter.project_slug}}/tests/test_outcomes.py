@@ -52,7 +52,7 @@ def test_success_is_ok(peer: Peer) -> None:
     assert line["outcome"] == "ok"
     assert set(line) == {
         *("timestamp", "level", "event", "request_id", "rpc_id", "method", "tool", "principal", "transport"),
-        *("protocol_version", "outcome", "duration_ms"),
+        *("protocol_version", "outcome", "duration_ms", *(["client"] if peer.way.transport == "http" else [])),
     }
 
 
