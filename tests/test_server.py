@@ -1,7 +1,10 @@
 """A rendered and installed server, reached as its users reach it: by its own command."""
 
+import contextlib
+import http.client
 import json
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -100,3 +103,19 @@ def test_examples_as_a_client_meets_them(installed: Installed) -> None:
     assert by_id[3]["structuredContent"] == {"number": 1, "sku": "SEN-0007", "quantity": 2, "total_cents": 6840}
     assert json.loads(by_id[4]["contents"][0]["text"])["name"] == "Wheel speed sensor"
     assert "Wheel speed sensor" in by_id[5]["messages"][0]["content"]["text"]
+
+
+@pytest.mark.parametrize("version", ["2026-07-28", "2025-11-25"])
+def test_long_call_keeps_its_connection_alive(installed: Installed, version: str) -> None:
+    """A call that is silent for 15 s becomes a stream of events with a comment, which proxies take for life."""
+    with installed.http() as url:
+        address = urlsplit(url)
+        connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=30)
+        message = modern(1, "tools/call", name="stocktake", arguments={"pause_ms": 5000})
+        headers = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
+        headers |= {"MCP-Protocol-Version": version, "Mcp-Method": "tools/call", "Mcp-Name": "stocktake"}
+        with contextlib.closing(connection):
+            connection.request("POST", address.path, json.dumps(message), headers)
+            answer = connection.getresponse()
+            assert answer.headers["content-type"] == "text/event-stream"
+            assert answer.readline() == b": ping\r\n"
