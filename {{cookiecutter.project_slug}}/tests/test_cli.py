@@ -268,7 +268,10 @@ async def open_x(settings):
 def test_dependency_that_does_not_open(problems_of: Callable[..., list[str]], transport: str) -> None:
     """The start ends with a line that names it, over both transports."""
     crash, problem = problems_of({"tools/bad.py": DEPENDENT}, "--transport", transport, "--port", "0")
-    assert (crash, problem) == ("crash", "bad.open_x: ConnectionRefusedError while this dependency was opened")
+    assert (crash, problem) == (
+        "crash",
+        "bad.open_x: ConnectionRefusedError while this dependency was opened; see the line before",
+    )
 
 
 def test_source_tree_is_needed_for_new_tool(tmp_path: Path) -> None:

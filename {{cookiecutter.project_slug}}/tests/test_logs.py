@@ -241,7 +241,7 @@ def test_a_log_that_nobody_reads_stops_nothing(source: Path, reader: str) -> Non
             lines.extend(stream)
 
     woken = threading.Thread(target=read_to_the_end)
-    call(100, "probe_prints")  # 8,000 characters each: the pipe is full in the middle of a line
+    call(250, "probe_prints")  # 8,000 characters each: the pipe is full in the middle of a line
     if reader == "asleep":
         woken.start()
         call(20, "probe_list")

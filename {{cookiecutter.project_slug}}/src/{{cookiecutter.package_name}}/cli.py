@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import io
 import os
+import signal
 from collections.abc import Sequence
 from functools import partial
 from importlib import metadata
@@ -30,17 +31,17 @@ def main(argv: Sequence[str], wire: Wire) -> int:
         command = arguments.pop("run", _serve)
         return int(command(wire, **arguments))
     except StartError as error:
-        _report(wire, error)
-        return 2
+        return _report(wire, error)
     except SystemExit:  # --help and --version
         return _print(wire, printed.getvalue())
     except KeyboardInterrupt:
         return 130
 
 
-def _report(wire: Wire, error: StartError) -> None:
+def _report(wire: Wire, error: StartError) -> int:
     for problem in dict.fromkeys(error.problems):
         wire.report("error", problem, {})
+    return 2
 
 
 def _print(wire: Wire, text: str) -> int:
@@ -94,27 +95,39 @@ def _configure(wire: Wire, **overrides: Any) -> Settings:
 
 def _serve(wire: Wire, **overrides: Any) -> int:
     settings = _configure(wire, **overrides)
+    for number in (signal.SIGTERM, signal.SIGINT):  # until it serves, nobody is owed an answer
+        signal.signal(number, lambda *_: os._exit(0))
     import asyncio
     import gc
 
     import anyio
 
     from .server import build_server
+    from .serving.lifecycle import Serving, attended, end_leftovers
 
     app = build_server(settings)
     gc.freeze()  # what was imported stays: the first collection would cost a tenth of the start to find that out
     gc.enable()
     options = {"use_uvloop": _has_uvloop()}
 
-    async def serve() -> int:
+    async def serve() -> NoReturn:
         asyncio.get_running_loop().set_exception_handler(logs.log_loop_error)
+        serving: Serving
         if settings.transport == "stdio":
-            from .serving import stdio
+            from .serving.stdio import Stdio
 
-            return await stdio.serve(app, wire, partial(os._exit, 1))
-        from .serving import http
+            serving = Stdio(app, wire)
+        else:
+            from .serving.http import Http
 
-        return await http.serve(app, partial(os._exit, 1))
+            serving = Http(app)
+        with attended(serving, app.registry.code, partial(os._exit, 1)) as limit:
+            try:
+                code = await serving.serve(limit)
+            except StartError as error:
+                code = _report(wire, error)
+            await end_leftovers()
+            wire.leave(code)  # the loop's own end would wait for threads and tasks without limit
 
     return anyio.run(serve, backend_options=options)
 

@@ -1,10 +1,10 @@
 """What tools depend on: opened before the first request, checked for readiness, closed after the last."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
-import anyio
 import structlog
 
 from .errors import StartError
@@ -22,6 +22,7 @@ class Dependencies:
         self.opened: dict[Depends, Any] = {}
         self.checked = [each for each in self._wanted if each.check is not None]
         self._failing: set[str] = set()
+        self._checks: dict[Depends, asyncio.Task[BaseException | None]] = {}
 
     @asynccontextmanager
     async def open(self, settings: Settings) -> AsyncIterator[None]:
@@ -30,40 +31,57 @@ class Dependencies:
         Raises:
             StartError: one cannot be opened.
         """
-        async with AsyncExitStack() as stack:
+        stack = AsyncExitStack()
+        try:
             for each in self._wanted:
                 try:
                     self.opened[each] = await stack.enter_async_context(each.open(settings))
                 except Exception as error:  # noqa: BLE001 - whatever a user's dependency raises
-                    structlog.get_logger().error("crash", exc_info=error)
-                    problem = f"{each.name}: {type(error).__name__} while this dependency was opened"
+                    structlog.get_logger().error("crash", dependency=each.name, exc_info=error)
+                    problem = (
+                        f"{each.name}: {type(error).__name__} while this dependency was opened; see the line before"
+                    )
                     raise StartError([problem]) from None
             yield
+        finally:
+            try:
+                await stack.aclose()
+            except Exception as error:  # noqa: BLE001 - one that cannot be closed is no reason not to stop in order
+                structlog.get_logger().error("crash", exc_info=error)
 
     async def check(self) -> dict[str, str]:
-        """Run all checks at once: each dependency's name and `ok`, `failed` or `timeout`."""
-        found: dict[str, str] = {}
-        async with anyio.create_task_group() as tasks:
-            for each in self.checked:
-                tasks.start_soon(self._check, each, found)
-        return {each.name: found[each.name] for each in self.checked}
+        """Run all checks at once: each dependency's name and `ok`, `failed` or `timeout`.
 
-    async def _check(self, dependency: Depends, found: dict[str, str]) -> None:
+        A check that cannot be cancelled, as it waits for a thread, is left behind, and not begun anew while it runs.
+        """
+        for each in self.checked:
+            if each not in self._checks or self._checks[each].done():
+                self._checks[each] = asyncio.create_task(self._ask(each))
+        await asyncio.wait(self._checks.values(), timeout=_CHECK_SECONDS)
+        return {each.name: self._judge(each) for each in self.checked}
+
+    async def _ask(self, dependency: Depends) -> BaseException | None:
         assert dependency.check is not None
-        name, log = dependency.name, structlog.get_logger()
-        found[name] = "timeout"
-        failure = None
-        with anyio.move_on_after(_CHECK_SECONDS):
-            try:
-                await dependency.check(self.opened[dependency])
-                found[name] = "ok"
-            except Exception as error:  # noqa: BLE001 - whatever a user's check raises
-                found[name], failure = "failed", error
-        if (found[name] != "ok") == (name in self._failing):
-            return  # said already
-        if found[name] == "ok":
-            self._failing.discard(name)
-            log.info("dependency_recovered", dependency=name)
+        try:
+            await dependency.check(self.opened[dependency])
+        except BaseException as error:  # noqa: BLE001 - whatever a user's check raises, SystemExit too
+            return error
+        return None
+
+    def _judge(self, dependency: Depends) -> str:
+        name, task, failure = dependency.name, self._checks[dependency], None
+        if not task.done():
+            task.cancel()
+            found = "timeout"
         else:
-            self._failing.add(name)
-            log.warning("dependency_failing", dependency=name, problem=found[name], exc_info=failure)
+            failure = task.result()
+            found = "ok" if failure is None else "timeout" if isinstance(failure, asyncio.CancelledError) else "failed"
+        if (found != "ok") != (name in self._failing):
+            log = structlog.get_logger()
+            if found == "ok":
+                self._failing.discard(name)
+                log.info("dependency_recovered", dependency=name)
+            else:
+                self._failing.add(name)
+                log.warning("dependency_failing", dependency=name, problem=found, exc_info=failure)
+        return found

@@ -99,22 +99,30 @@ class Served:
             if (task := asyncio.current_task()) is None or task.cancelling():
                 raise
             raise Crashed from error  # nobody cancelled this call: something inside it was
-        except NoBackChannelError:
-            raise Failed(_ASKS_BACK) from None
+        except NoBackChannelError as error:
+            if ctx.protocol_version in MODERN_PROTOCOL_VERSIONS:
+                raise Crashed from error  # there a tool asks by returning an InputRequiredResult
+            raise Failed(_NEEDS_SESSION) from None
         except MCPError as error:
             if error.code in _PROTOCOL_ERRORS:
                 raise
+            if self.signature.context is not None and ctx.protocol_version not in MODERN_PROTOCOL_VERSIONS:
+                raise Failed("The client refused, or could not answer, what it was asked.") from None
             raise Crashed from error
         except BaseExceptionGroup as group:
             raise (_only_call_error(group) or Crashed()) from group
         except (ValidationError, SystemExit, KeyboardInterrupt, GeneratorExit) as error:
             raise Crashed from error
         if isinstance(value, types.InputRequiredResult) and ctx.protocol_version not in MODERN_PROTOCOL_VERSIONS:
-            raise Failed(_ASKS_BACK)
+            raise Failed(_NEEDS_MODERN)
         return value
 
 
-_ASKS_BACK = "This needs to ask you something, and this connection has no way to ask. Connect with revision 2026-07-28."
+_NEEDS_MODERN = "This needs to ask you something, and this connection cannot. Connect with revision 2026-07-28."
+_NEEDS_SESSION = (
+    "This needs to ask you something, and this connection cannot. Connect over stdio, or start the server with "
+    "MCP_HTTP_SESSIONS=stateful."
+)
 _PROTOCOL_ERRORS = {types.MISSING_REQUIRED_CLIENT_CAPABILITY, types.URL_ELICITATION_REQUIRED}
 """What a tool may raise as an `MCPError`, as the specification gives these to tools."""
 

@@ -5,7 +5,7 @@
 * A result that middleware returns is not completed by the SDK: `resultType` and `serverInfo` are added here.
 * Errors that the SDK makes outside its middleware (a wrong header, a mixed-up era, a malformed message) do not pass the
   guards: `complete_error` gives them the members every error has, and their log line.
-* `serve_one` and `ServerRunner` are exported for the SDK's own entries. They serve a request without a task or a channel
+* `serve_one`, `ServerRunner` and `aclose_shielded` are exported for the SDK's own entries. They serve a request without a task or a channel
   of their own and leave the answer to the caller, who can then drain it, give it a real HTTP status, and is several
   times as fast.
 * With sessions, legacy answers over HTTP are `sse_starlette`'s (3.7.0), which ends every stream when uvicorn's own signal handler
@@ -15,15 +15,16 @@
 import os
 import re
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
 from itertools import count
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 from mcp.server import Server, ServerRequestContext
 from mcp.server.connection import Connection, NotifyOnlyOutbound
 from mcp.server.context import CallNext
 from mcp.server.request_state import RequestStateBoundary, RequestStateSecurity
-from mcp.server.runner import ServerRunner, serve_one
+from mcp.server.runner import ServerRunner, aclose_shielded, serve_one
 from mcp.shared.dispatcher import DispatchContext, Outbound
 from mcp.shared.exceptions import MCPError
 from mcp.shared.inbound import ERROR_CODE_HTTP_STATUS
@@ -31,6 +32,7 @@ from mcp.shared.transport_context import TransportContext
 from mcp_types import INTERNAL_ERROR, INVALID_PARAMS, INVALID_REQUEST, PARSE_ERROR, SERVER_INFO_META_KEY
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic import ValidationError
+from pydantic_core import to_json
 from sse_starlette.sse import AppStatus
 
 from .auth.principal import ANONYMOUS, Principal
@@ -136,24 +138,43 @@ def conversation(server: Server[Any], outbound: Outbound, opened: Any) -> Server
     return ServerRunner(server, Connection.for_loop(outbound), opened)
 
 
-async def answer(handling: Awaitable[dict[str, Any]], rpc_id: str | int | None, transport: Transport) -> dict[str, Any]:
-    """The whole JSON-RPC answer to a request that is being handled, its error complete."""
+async def end_conversation(runner: ServerRunner[Any]) -> None:
+    """Let go of what requests have left with the connection."""
+    await aclose_shielded(runner.connection)
+
+
+class Answer(NamedTuple):
+    """A JSON-RPC answer, and the code of its error if it is one."""
+
+    body: bytes
+    code: int | None
+
+
+async def answer(handling: Awaitable[dict[str, Any]], rpc_id: str | int | None, transport: Transport) -> Answer:
+    """The whole answer to a request that is being handled; an error is complete."""
     try:
-        return {"jsonrpc": "2.0", "id": rpc_id, "result": await handling}
+        return Answer(to_json({"jsonrpc": "2.0", "id": rpc_id, "result": await handling}), None)
     except MCPError as error:
-        code, message, data = error.code, error.message, error.data
+        with suppress(ValueError):  # its data cannot be written
+            return _error_answer(error.code, error.message, error.data, rpc_id, transport)
     except Exception as error:  # noqa: BLE001 - the guards let none through; one of the SDK's own must not end the server
         structlog.get_logger().error("crash", exc_info=error)
-        code, message, data = INTERNAL_ERROR, Internal().message, None
-    return {"jsonrpc": "2.0", "id": rpc_id, "error": complete_error(code, message, data, transport, rpc_id)}
+    return _error_answer(INTERNAL_ERROR, Internal().message, None, rpc_id, transport)
 
 
-def http_status(answer: dict[str, Any]) -> int:
-    """The HTTP status that the specification gives a modern answer; 200 where it gives none."""
-    return ERROR_CODE_HTTP_STATUS.get(answer["error"]["code"], 200) if "error" in answer else 200
+def _error_answer(code: int, message: str, data: Any, rpc_id: str | int | None, transport: Transport) -> Answer:
+    error = complete_error(code, message, data, transport, rpc_id)
+    return Answer(to_json({"jsonrpc": "2.0", "id": rpc_id, "error": error}), code)
 
 
-def complete_error(code: int, message: str, data: Any, transport: Transport, rpc_id: Any) -> dict[str, Any]:
+def http_status(code: int | None) -> int:
+    """The HTTP status that the specification gives a modern answer with this error; 200 where it gives none."""
+    return ERROR_CODE_HTTP_STATUS.get(code, 200) if code is not None else 200
+
+
+def complete_error(
+    code: int, message: str, data: Any, transport: Transport, rpc_id: Any, client: str | None = None
+) -> dict[str, Any]:
     """The `error` member of a JSON-RPC error, completed and logged if no guard has seen it."""
     kept = data if isinstance(data, dict) else {}
     if "request_id" not in kept:
@@ -164,7 +185,7 @@ def complete_error(code: int, message: str, data: Any, transport: Transport, rpc
         request_id = new_request_id()
         outcome = Internal().outcome if code == INTERNAL_ERROR else Outcome("invalid_request", message)
         principal = Principal("local") if transport == "stdio" else ANONYMOUS
-        call = Call(request_id, _shown(rpc_id), "unknown", None, principal, transport, "unknown")
+        call = Call(request_id, _shown(rpc_id), "unknown", None, principal, transport, "unknown", client=client)
         log_request(structlog.get_logger(), call, outcome, 0)
         kept = kept | outcome.wire(request_id)
     return {"code": code, "message": message, "data": kept}

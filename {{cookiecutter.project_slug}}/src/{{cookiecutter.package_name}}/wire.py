@@ -14,11 +14,13 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
+from time import monotonic
 from traceback import extract_tb
 from types import TracebackType
 from typing import Any, NoReturn, TextIO
 
 _LONGEST_LINE = 8192  # characters of stray output kept of one line
+_MOST_UNSENT = 1 << 20  # bytes of log that its reader has not taken yet
 
 
 class Wire:
@@ -35,8 +37,8 @@ class Wire:
         """`(level, event, fields)`: where stray output and crashes go; the log takes it over once configured."""
         self._lock = threading.Lock()
         self._unsent = bytearray()
-        self._stalled = False
         self._dropped = 0
+        self._flusher: threading.Thread | None = None
         sys.excepthook = self._crash
         sys.unraisablehook = lambda failure: self._crash(failure.exc_type, failure.exc_value, failure.exc_traceback)
         threading.excepthook = lambda failure: self._crash(
@@ -52,20 +54,20 @@ class Wire:
         atexit.register(self.close)  # first registered runs last: after every other exit handler has printed
 
     def write_log(self, line: bytes) -> None:
-        """Write one line to the real stderr, whole.
+        """Write one line to the real stderr, whole, and never wait for it.
 
-        A reader that has gone, or that reads nothing, is no reason to stop: after a second, lines are dropped until
-        there is room again, and then counted in an event of their own.
+        What a slow reader has not taken yet is kept, up to a limit; beyond it lines are dropped, and counted in an event
+        of their own.
         """
         with self._lock:
-            if not self._send():
+            if len(self._unsent) > _MOST_UNSENT:
                 self._dropped += 1
                 return
-            if self._dropped:
-                self._unsent += self._line("warning", "log_lines_dropped", {"count": self._dropped}) + b"\n"
-                self._dropped = 0
-            self._unsent += line + b"\n"
+            self._unsent += self._report_dropped() + line + b"\n"
             self._send()
+            if self._unsent and self._flusher is None:
+                self._flusher = threading.Thread(target=self._flush, name="log", daemon=True)
+                self._flusher.start()
 
     def write_output(self, text: str) -> None:
         """Write a command's result to the real stdout.
@@ -92,30 +94,47 @@ class Wire:
             os.dup2(null, number)
         for pump in pumps:
             pump.join(0.5)  # bounded: a child process that outlives us may hold the other end
+        with self._lock:
+            self._unsent += self._report_dropped()
+            until = monotonic() + 1
+            while self._unsent and monotonic() < until and self._has_room(1):
+                self._send()
 
     def exit(self, code: int) -> NoReturn:
         """End the process, and do not wait for threads that a cancelled blocking tool still occupies."""
         if threading.active_count() <= 1 + len(self._pumps):
             sys.exit(code)
+        self.leave(code)
+
+    def leave(self, code: int) -> NoReturn:
+        """End the process now, with what its exit handlers do and nothing else."""
         atexit._run_exitfuncs()  # os._exit skips them, and `close` is one
         os._exit(code)
 
-    def _send(self) -> bool:
-        """Write what is unsent. False: the reader takes no more for now, and the rest of the line goes first later."""
-        while self._unsent:
-            if not self._has_room(0 if self._stalled else 1):
-                self._stalled = True
-                return False
+    def _report_dropped(self) -> bytes:
+        count, self._dropped = self._dropped, 0
+        return self._line("warning", "log_lines_dropped", {"count": count}) + b"\n" if count else b""
+
+    def _send(self) -> None:
+        """Write what is unsent, as far as the reader takes it."""
+        while self._unsent and self._has_room(0):
             try:
                 # A pipe with room has room for 4096 bytes (PIPE_BUF on Linux): more could block.
                 sent = os.write(self.stderr, self._unsent[:4096])
             except BlockingIOError:
-                return False
+                return
             except OSError:
                 sent = len(self._unsent)  # the reader has gone
             del self._unsent[:sent]
-        self._stalled = False
-        return True
+
+    def _flush(self) -> None:
+        while True:
+            self._has_room(1)
+            with self._lock:
+                self._send()
+                if not self._unsent:
+                    self._flusher = None
+                    return
 
     def _has_room(self, seconds: float) -> bool:
         """Whether a pipe takes a block without blocking; Windows cannot tell."""

@@ -14,19 +14,26 @@ from mcp.shared.dispatcher import CallOptions, DispatchContext
 from mcp.shared.exceptions import MCPError, NoBackChannelError
 from mcp.shared.inbound import InboundLadderRejection, classify_inbound_request
 from mcp.shared.transport_context import TransportContext
-from mcp_types import INVALID_REQUEST, PROTOCOL_VERSION_META_KEY, REQUEST_TIMEOUT, UNSUPPORTED_PROTOCOL_VERSION
+from mcp_types import (
+    CONNECTION_CLOSED,
+    INVALID_REQUEST,
+    PROTOCOL_VERSION_META_KEY,
+    REQUEST_TIMEOUT,
+    UNSUPPORTED_PROTOCOL_VERSION,
+)
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
+from pydantic_core import to_json
 
-from ..sdk import answer, complete_error, conversation, one_request
+from ..sdk import answer, complete_error, conversation, end_conversation, one_request
 from ..server import Application
 from .messages import Json, Unreadable, parse, progress_of
 from .output import Output
 
-_MOST_PENDING = 1000  # requests that are read before one is answered
+_MOST_PENDING = 1000  # requests, beside the calls that may run, that are read before one is answered
 
 
 class Conversation:
-    """`pending`: requests that are not answered yet."""
+    """`pending`: requests that are not answered yet; the next one waits while `opening`, the handshake, is one of them."""
 
     def __init__(self, app: Application, output: Output, tasks: TaskGroup) -> None:
         self._app = app
@@ -37,14 +44,14 @@ class Conversation:
         self._scopes: dict[str | int, anyio.CancelScope] = {}
         self._asked: dict[str | int, asyncio.Future[Json]] = {}
         self._serial = 0
-        self.pending = 0
-        self.opening = False
-        """Whether the handshake is being answered: what comes next waits for it."""
+        self._most = _MOST_PENDING + app.settings.max_concurrent_calls
+        self.pending = self._listening = 0
+        self._opening = False
 
     @property
     def is_full(self) -> bool:
         """Whether nothing more should be read for now."""
-        return self.opening or self.pending >= _MOST_PENDING or self._output.is_full
+        return self._opening or self.pending - self._listening >= self._most or self._output.is_full
 
     def take(self, line: bytes) -> None:
         """Handle one line."""
@@ -61,14 +68,25 @@ class Conversation:
             self._notified(message)
         else:
             self.pending += 1
-            self.opening = message["method"] == "initialize"
+            self._listening += message["method"] == "subscriptions/listen"
+            self._opening = message["method"] == "initialize"
             self._scopes[message["id"]] = scope = anyio.CancelScope()  # what comes next may cancel it
             self._tasks.start_soon(self._serve, message, scope)
 
     def refuse(self, code: int, text: str, rpc_id: str | int | None = None, data: Any = None) -> None:
         """Answer with a JSON-RPC error."""
         error = complete_error(code, text, data, "stdio", rpc_id)
-        self._output.write({"jsonrpc": "2.0", "id": rpc_id, "error": error})
+        self._write({"jsonrpc": "2.0", "id": rpc_id, "error": error})
+
+    def end(self) -> None:
+        """The client will answer nothing any more."""
+        for found in self._asked.values():
+            if not found.done():
+                found.set_exception(MCPError(CONNECTION_CLOSED, "The client has gone"))
+
+    async def close(self) -> None:
+        """Let go of what requests have left with their connection."""
+        await end_conversation(self._legacy)
 
     async def send_raw_request(
         self, method: str, params: Mapping[str, Any] | None, opts: CallOptions | None = None
@@ -81,7 +99,7 @@ class Conversation:
         self._serial += 1
         rpc_id = f"server-{self._serial}"
         self._asked[rpc_id] = found = asyncio.get_running_loop().create_future()
-        self._output.write({"jsonrpc": "2.0", "id": rpc_id, "method": method, "params": dict(params or {})})
+        self._write({"jsonrpc": "2.0", "id": rpc_id, "method": method, "params": dict(params or {})})
         try:
             with anyio.fail_after((opts or {}).get("timeout")):
                 result: Json = await found
@@ -97,24 +115,29 @@ class Conversation:
 
     async def notify(self, method: str, params: Mapping[str, Any] | None, opts: CallOptions | None = None) -> None:
         """Send a notification."""
-        self._output.write({"jsonrpc": "2.0", "method": method, "params": dict(params or {})})
+        self._write({"jsonrpc": "2.0", "method": method, "params": dict(params or {})})
+        await self._output.room()
 
     async def _serve(self, message: Json, scope: anyio.CancelScope) -> None:
         rpc_id = message["id"]
         with scope:
             try:
-                found = await self._answer(message)
+                exchange = _Exchange(self, message)
+                found = await answer(self._handle(message, exchange), rpc_id, "stdio")
+                exchange.close()
                 if not scope.cancel_called:  # by the client, who then expects no answer
-                    self._output.write(found)
+                    self._output.write(found.body)
                     await self._output.room()
             finally:
                 if self._scopes.get(rpc_id) is scope:  # a client may use an id twice
                     del self._scopes[rpc_id]
                 self.pending -= 1
-                self.opening = False
+                self._listening -= message["method"] == "subscriptions/listen"
+                if message["method"] == "initialize":
+                    self._opening = False
                 self._output.tell()
 
-    async def _answer(self, message: Json) -> Json:
+    async def _handle(self, message: Json, exchange: "_Exchange") -> Json:
         method, params = message["method"], message.get("params")
         meta = (params or {}).get("_meta")
         has_envelope = isinstance(meta, dict) and PROTOCOL_VERSION_META_KEY in meta
@@ -123,25 +146,22 @@ class Conversation:
         if self._is_modern and method == "initialize":
             text = "This connection has begun with revision 2026-07-28, which has no initialize."
             data = {"supported": list(MODERN_PROTOCOL_VERSIONS), "requested": (params or {}).get("protocolVersion")}
-            return self._error(message, UNSUPPORTED_PROTOCOL_VERSION, text, data)
+            raise MCPError(UNSUPPORTED_PROTOCOL_VERSION, text, data)
         if not self._is_modern:
             if has_envelope and method != "initialize":
                 text = "This connection has begun with a handshake; its requests carry no envelope."
-                return self._error(message, INVALID_REQUEST, text)
-            exchange = _Exchange(self, message, can_ask=True)
-            return await answer(self._legacy.on_request(exchange, method, params), message["id"], "stdio")
+                raise MCPError(INVALID_REQUEST, text)
+            exchange.can_send_request = True
+            return await self._legacy.on_request(exchange, method, params)
         route = classify_inbound_request(message)
         if isinstance(route, InboundLadderRejection):
-            return self._error(message, route.code, route.message, route.data)
-        exchange = _Exchange(self, message, can_ask=False)
+            raise MCPError(route.code, route.message, route.data)
         opened = self._app.dependencies.opened
         version, info, capabilities = route.protocol_version, route.client_info, route.client_capabilities
-        request = one_request(self._app.mcp, exchange, message, version, info, capabilities, opened, self)
-        return await answer(request, message["id"], "stdio")
+        return await one_request(self._app.mcp, exchange, message, version, info, capabilities, opened, self)
 
-    def _error(self, message: Json, code: int, text: str, data: Any = None) -> Json:
-        error = complete_error(code, text, data, "stdio", message["id"])
-        return {"jsonrpc": "2.0", "id": message["id"], "error": error}
+    def _write(self, message: Json) -> None:
+        self._output.write(to_json(message))
 
     def _notified(self, message: Json) -> None:
         params = message.get("params") or {}
@@ -153,7 +173,7 @@ class Conversation:
             self._tasks.start_soon(self._notify_server, message)
 
     async def _notify_server(self, message: Json) -> None:
-        exchange: DispatchContext[TransportContext] = _Exchange(self, message, can_ask=True)
+        exchange: DispatchContext[TransportContext] = _Exchange(self, message)
         await self._legacy.on_notify(exchange, message["method"], message.get("params"))
 
     def _settle(self, message: Json) -> None:
@@ -175,12 +195,18 @@ class _Exchange:
 
     message_metadata = None
 
-    def __init__(self, client: Conversation, message: Json, *, can_ask: bool) -> None:
+    def __init__(self, client: Conversation, message: Json) -> None:
         self.request_id: str | int | None = message.get("id")
-        self.can_send_request = can_ask
+        self.can_send_request = False
+        self._is_closed = False
         self._client = client
         self._message = message
         self._cancel_requested: anyio.Event | None = None
+
+    def close(self) -> None:
+        """What comes after the answer is dropped."""
+        self._is_closed = True
+        self.can_send_request = False
 
     @property
     def transport(self) -> TransportContext:
@@ -196,14 +222,15 @@ class _Exchange:
     async def send_raw_request(
         self, method: str, params: Mapping[str, Any] | None, opts: CallOptions | None = None
     ) -> Json:
-        """Raises NoBackChannelError in 2026-07-28, where servers ask with their result."""
+        """Ask the client; raises NoBackChannelError in 2026-07-28, where servers ask with their result."""
         if not self.can_send_request:
             raise NoBackChannelError(method)
         return await self._client.send_raw_request(method, params, opts)
 
     async def notify(self, method: str, params: Mapping[str, Any] | None, opts: CallOptions | None = None) -> None:
-        """Send a notification."""
-        await self._client.notify(method, params)
+        """Send a notification that belongs to the request."""
+        if not self._is_closed:
+            await self._client.notify(method, params)
 
     async def progress(self, progress: float, total: float | None = None, message: str | None = None) -> None:
         """Report progress, if the caller asked for it."""

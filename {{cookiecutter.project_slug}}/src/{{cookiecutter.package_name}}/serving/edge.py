@@ -1,12 +1,14 @@
 """The HTTP edge: what comes in, what is refused before anything is parsed or run, and who answers the rest."""
 
+import asyncio
 import html
+import math
 from collections.abc import Awaitable, Iterable, Mapping
 from functools import lru_cache
 from string import Template
-from typing import Any
 
 import anyio
+import structlog
 from mcp.shared.inbound import (
     InboundLadderRejection,
     classify_inbound_request,
@@ -14,21 +16,23 @@ from mcp.shared.inbound import (
     validate_mcp_param_headers,
     x_mcp_header_map,
 )
-from mcp_types import DEFAULT_NEGOTIATED_VERSION, HEADER_MISMATCH, INVALID_REQUEST
+from mcp_types import DEFAULT_NEGOTIATED_VERSION, HEADER_MISMATCH, INTERNAL_ERROR, INVALID_REQUEST
 from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS, LATEST_HANDSHAKE_VERSION
 from pydantic_core import to_json
 
 from .. import NAME
-from ..sdk import NOT_A_MESSAGE, answer, http_status, one_request
+from ..errors import Internal
+from ..sdk import NOT_A_MESSAGE, Answer, answer, http_status, one_request
 from ..server import Application
 from .exchange import Exchange, Receive, Scope, Send, Stream
+from .lifecycle import first_of
 from .messages import Json, Unreadable, parse
 from .readiness import Readiness
 from .refusals import Refused
 from .sessions import Sessions
 
 _JSON = [(b"content-type", b"application/json")]
-_LISTS = {"accept", "accept-encoding", "accept-language", "cache-control", "connection", "cookie", "forwarded", "via"}
+_ONCE = {"authorization", "content-length", "content-type", "host", "origin"}  # and what begins with mcp-
 _PAGE_HEADERS = [
     (b"content-type", b"text/html; charset=utf-8"),
     (b"content-security-policy", b"default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"),
@@ -45,7 +49,7 @@ _PAGE = Template("""<!doctype html>
 
 
 class Edge:
-    """The ASGI application. `pending`: POSTs that are not answered to their last byte."""
+    """The ASGI application. `pending`: POSTs that are not answered to their last byte; `lost`: that never will be."""
 
     def __init__(self, app: Application, readiness: Readiness, sessions: Sessions | None) -> None:
         """`sessions`: who serves the handshake revisions when they have sessions."""
@@ -62,7 +66,7 @@ class Edge:
         }
         self._progress = anyio.Event()
         self._ended = anyio.Event()
-        self.pending = 0
+        self.pending = self.lost = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -81,7 +85,7 @@ class Edge:
                 status, body = await self._readiness.report() if path == "/readyz" else (200, {"status": "ok"})
                 await self._answer(send, status, body)
         except Refused as refused:
-            await self._answer(send, refused.status, refused.body, refused.headers)
+            await self._refuse(scope, send, refused)
 
     async def answered(self) -> None:
         """Wait until every request is answered."""
@@ -97,7 +101,13 @@ class Edge:
         try:
             await self._post(scope, receive, send)
         except Refused as refused:
-            await self._answer(send, refused.status, refused.body, refused.headers)
+            await self._refuse(scope, send, refused)
+        except asyncio.CancelledError:
+            self.lost += 1
+            raise
+        except Exception as error:  # noqa: BLE001 - uvicorn would answer in plain text
+            structlog.get_logger().error("crash", exc_info=error)
+            await self._refuse(scope, send, Refused(500, Internal().message, code=INTERNAL_ERROR))
         finally:
             self.pending -= 1
             if self._readiness.state == "draining":
@@ -152,7 +162,7 @@ class Edge:
         exchange = Exchange(message, headers, scope, receive, stream)
         opened = self._app.dependencies.opened
 
-        def work() -> Awaitable[Json]:
+        def work() -> Awaitable[Answer]:
             request = one_request(self._app.mcp, exchange, message, version, info, capabilities, opened)
             return answer(request, message["id"], "http")
 
@@ -160,9 +170,9 @@ class Edge:
         if found is None:
             return
         if stream.begun:
-            await stream.message(found, last=True)
+            await stream.end(found.body)
         else:
-            await self._answer(send, http_status(found) if is_modern else 200, found)
+            await self._send(send, http_status(found.code) if is_modern else 200, found.body, _JSON)
 
     def _check_mirrored(self, message: Json, headers: Mapping[str, str]) -> None:
         """Arguments that a tool's schema mirrors into `Mcp-Param-*` headers are the same in both."""
@@ -187,19 +197,12 @@ class Edge:
         # Without sessions there is nothing to send on it, but clients open one, and some take a refusal for a fault.
         stream = Stream(send, self._closing())
         await stream.write(b": open\r\n\r\n")
-        async with anyio.create_task_group() as tasks:
 
-            async def until(wait: Any) -> None:
-                await wait()
-                tasks.cancel_scope.cancel()
+        async def disconnected() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
 
-            async def disconnected() -> None:
-                while (await receive())["type"] != "http.disconnect":
-                    pass
-
-            tasks.start_soon(stream.ping)
-            tasks.start_soon(until, disconnected)
-            tasks.start_soon(until, self._ended.wait)
+        await first_of(math.inf, stream.ping, disconnected, self._ended.wait)
         await stream.write(b"", last=True)
 
     async def _page(self, scope: Scope, send: Send) -> None:
@@ -240,6 +243,10 @@ class Edge:
     def _too_large(self) -> Refused:
         return Refused(413, f"A message is at most {self._largest} bytes long.")
 
+    async def _refuse(self, scope: Scope, send: Send, refused: Refused) -> None:
+        client = scope.get("client")
+        await self._answer(send, refused.status, refused.body(client[0] if client else None), refused.headers)
+
     async def _accepted(self, send: Send) -> None:
         await self._send(send, 202, b"", [])
 
@@ -278,7 +285,7 @@ def _headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
     for key, value in raw:
         name, text = key.decode("latin-1"), value.decode("latin-1").strip(" \t")
         if name in found:
-            if name not in _LISTS and not name.startswith("x-"):
+            if name in _ONCE or name.startswith("mcp-"):
                 code = HEADER_MISMATCH if name.startswith("mcp-") else INVALID_REQUEST
                 raise Refused(400, "A header stands twice in this request. Send each once.", code=code)
             text = f"{found[name]}, {text}"

@@ -16,6 +16,7 @@ from mcp.shared.transport_context import TransportContext
 from pydantic_core import to_json
 from starlette.requests import Request
 
+from ..sdk import Answer
 from .messages import Json, progress_of
 
 Scope = MutableMapping[str, Any]
@@ -40,7 +41,7 @@ class Stream:
         self._send = send
         self._headers = headers
         self._lock = anyio.Lock()
-        self.begun = False
+        self.begun = self.ended = False
 
     async def write(self, data: bytes, *, last: bool = False) -> None:
         """Write one chunk."""
@@ -51,15 +52,26 @@ class Stream:
                 await self._send({"type": "http.response.start", "status": 200, "headers": headers})
             await self._send({"type": "http.response.body", "body": data, "more_body": not last})
 
-    async def message(self, message: Mapping[str, Any], *, last: bool = False) -> None:
-        """Write one JSON-RPC message."""
-        await self.write(b"event: message\r\ndata: " + to_json(message) + b"\r\n\r\n", last=last)
+    async def message(self, message: Mapping[str, Any]) -> None:
+        """Write one JSON-RPC message; what comes after the answer is dropped."""
+        data = _event(to_json(message))
+        if not self.ended:
+            await self.write(data)
+
+    async def end(self, answer: bytes) -> None:
+        """Write the answer."""
+        self.ended = True
+        await self.write(_event(answer), last=True)
 
     async def ping(self) -> None:
         """Write a comment every now and then."""
         while True:
             await anyio.sleep(PING_SECONDS)
             await self.write(b": ping\r\n\r\n")
+
+
+def _event(data: bytes) -> bytes:
+    return b"event: message\r\ndata: " + data + b"\r\n\r\n"
 
 
 class Exchange:
@@ -103,9 +115,13 @@ class Exchange:
         if (params := progress_of(self._message, progress, total, message)) is not None:
             await self.notify("notifications/progress", params)
 
-    async def run(self, answer: Callable[[], Awaitable[Json]], *, ends_with_client: bool) -> Json | None:
-        """The answer; None if the client has gone first and `ends_with_client` (specification, basic/cancellation)."""
-        found: Json | None = None
+    async def run(self, answer: Callable[[], Awaitable[Answer]], *, ends_with_client: bool) -> Answer | None:
+        """The answer; None if the client has gone first and `ends_with_client` (specification, basic/cancellation).
+
+        `attend` may be on its way when the answer comes (`over`), and only if it has begun is there anything to cancel
+        (`attended`): cancelling costs more than all the rest of this.
+        """
+        found: Answer | None = None
         over = attended = False
 
         async def attend() -> None:
@@ -126,6 +142,7 @@ class Exchange:
             finally:
                 timer.cancel()
                 over = True
+                self._stream.ended = not self._stream.begun
             if attended:
                 tasks.cancel_scope.cancel()
         return found

@@ -12,11 +12,10 @@ import uvicorn
 from ..errors import StartError
 from ..server import Application
 from .edge import Edge
+from .lifecycle import Limit, first_of
 from .protocol import Protocol
 from .readiness import Readiness
 from .sessions import Sessions
-from .signals import on_signals
-from .watchdog import Watchdog
 
 _KEEP_ALIVE_SECONDS = (
     620  # longer than load balancers keep idle connections, or they send into closed ones (up to 600 s)
@@ -25,58 +24,96 @@ _CUT_SECONDS = 2  # for the answers of calls that were cut
 _SPARE_SECONDS = 10  # for cleanup, beyond the drain, before the process is ended
 
 
-async def serve(app: Application, end: Callable[[], None]) -> int:
-    """Serve until a signal comes; returns the exit code, 1 if a call had to be cut.
+class Http:
+    """The server on its port. `cut`: calls that had to be ended."""
 
-    Args:
-        end: ends the process at once, if it does not stop by itself.
+    def __init__(self, app: Application) -> None:
+        """Raises StartError: the address cannot be listened on."""
+        settings = app.settings
+        self._app = app
+        self._listener = _listen(settings.host, settings.port)
+        self._sessions = Sessions(app) if settings.http_sessions == "stateful" else None
+        self._readiness = Readiness(app.dependencies)
+        self._edge = Edge(app, self._readiness, self._sessions)
+        self._server = _Server(
+            uvicorn.Config(
+                self._edge,
+                http=Protocol,
+                lifespan="off",
+                log_config=None,  # its default writes the access log to stdout
+                access_log=False,
+                proxy_headers=bool(settings.trusted_proxies),  # its default believes X-Forwarded-For from loopback
+                forwarded_allow_ips=list(settings.trusted_proxies),
+                server_header=False,
+                timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+                timeout_graceful_shutdown=ceil(settings.drain_timeout_seconds) + 5,  # a backstop: the drain is ours
+                ws="none",  # MCP has no use for it
+            )
+        )
+        self._tasks = anyio.create_task_group()
+        self._hurried = anyio.Event()
+        self.cut = 0
+        self.stop_seconds = settings.drain_delay_seconds + settings.drain_timeout_seconds + _SPARE_SECONDS
 
-    Raises:
-        StartError: the address cannot be listened on, or a dependency cannot be opened.
-    """
-    settings, log = app.settings, structlog.get_logger()
-    listener = _listen(settings.host, settings.port)
-    host, port = listener.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    sessions = Sessions(app) if settings.http_sessions == "stateful" else None
-    readiness = Readiness(app.dependencies)
-    edge = Edge(app, readiness, sessions)
-    config = uvicorn.Config(
-        edge,
-        http=Protocol,
-        lifespan="off",
-        log_config=None,  # its default writes the access log to stdout
-        access_log=False,
-        proxy_headers=bool(settings.trusted_proxies),  # its default believes X-Forwarded-For from loopback
-        forwarded_allow_ips=list(settings.trusted_proxies),
-        server_header=False,
-        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=ceil(settings.drain_timeout_seconds) + 5,  # a backstop: the drain is ours
-        ws="none",  # MCP has no use for it
-    )
-    server = _Server(config)
-    stop = _Stop(app, readiness, edge, sessions, server)
-    watchdog = Watchdog(app.registry.code, end)
-    longest = settings.drain_delay_seconds + settings.drain_timeout_seconds + _SPARE_SECONDS
-    failed: StartError | None = None
-    with watchdog.watch(), on_signals(lambda: watchdog.give(longest), stop.signal):
-        async with stop.tasks:
-            stop.tasks.start_soon(server.run_until_stopped, listener)  # probes are answered while dependencies open
+    async def serve(self, limit: Limit) -> int:
+        """Serve until stopped; returns the exit code, 1 if a call was cut or lost.
+
+        Raises:
+            StartError: a dependency cannot be opened.
+        """
+        log, failed = structlog.get_logger(), None
+        async with self._tasks:
+            self._tasks.start_soon(self._server.run_until_stopped, self._listener)  # probes are answered from now on
             try:
-                async with app.open(), sessions.open() if sessions is not None else nullcontext():
-                    readiness.ready()
-                    log.info("listening", transport="http", url=f"http://{shown}:{port}/mcp")
-                    await server.stopped.wait()
+                async with self._app.open(), self._sessions.open() if self._sessions is not None else nullcontext():
+                    self._readiness.ready()
+                    log.info("listening", transport="http", url=self._url())
+                    await self._server.stopped.wait()
             except StartError as error:
                 failed = error
-                server.force_exit = server.should_exit = True
-            await server.stopped.wait()
-            stop.tasks.cancel_scope.cancel()
-    if failed is not None:
-        raise failed
-    lost = edge.pending
-    (log.error if lost else log.info)("stopped", transport="http", cut_calls=stop.cut, lost_calls=lost)
-    return 1 if stop.cut or lost else 0
+            self._tasks.cancel_scope.cancel()
+        if failed is not None:
+            raise failed
+        lost = self._edge.pending + self._edge.lost
+        (log.error if lost else log.info)("stopped", transport="http", cut_calls=self.cut, lost_calls=lost)
+        return 1 if self.cut or lost else 0
+
+    def stop(self) -> None:
+        """Drain; there is nothing to drain while the server starts."""
+        if self._readiness.state == "starting":
+            self._tasks.cancel_scope.cancel()
+        elif self._readiness.state == "ready":
+            self._readiness.drain()
+            self._tasks.start_soon(self._drain)
+
+    def hurry(self) -> None:
+        """Answer the calls in flight with `shutting_down`, and end."""
+        self._hurried.set()
+
+    async def _drain(self) -> None:
+        settings = self._app.settings
+        structlog.get_logger().info("draining", calls=self._edge.pending)
+        await first_of(settings.drain_delay_seconds, self._hurried.wait)
+        self._server.should_exit = True  # uvicorn takes no new connection from here on
+        self._app.drain.begin()
+        await first_of(settings.drain_timeout_seconds, self._edge.answered, self._hurried.wait)
+        self.cut = self._app.drain.cut()
+        self._each_connection(Protocol.give_up)
+        await first_of(_CUT_SECONDS, self._edge.answered)
+        self._edge.end_streams()
+        if self._sessions is not None:
+            self._sessions.end_streams()
+        self._each_connection(Protocol.abort_if_stuck)
+        self._server.force_exit = self._hurried.is_set()
+
+    def _each_connection(self, do: Callable[[Protocol], None]) -> None:
+        for connection in list(self._server.server_state.connections):
+            if isinstance(connection, Protocol):
+                do(connection)
+
+    def _url(self) -> str:
+        host, port = self._listener.getsockname()[:2]
+        return f"http://[{host}]:{port}/mcp" if ":" in host else f"http://{host}:{port}/mcp"
 
 
 class _Server(uvicorn.Server):
@@ -88,7 +125,7 @@ class _Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Leave signals to `_Stop`."""
+        """Leave signals to `lifecycle.py`."""
         yield
 
     async def run_until_stopped(self, listener: socket.socket) -> None:
@@ -97,49 +134,6 @@ class _Server(uvicorn.Server):
             await self.serve(sockets=[listener])
         finally:
             self.stopped.set()
-
-
-class _Stop:
-    """What a signal sets off. `cut`: calls that had to be ended."""
-
-    def __init__(
-        self, app: Application, readiness: Readiness, edge: Edge, sessions: Sessions | None, server: _Server
-    ) -> None:
-        self._app = app
-        self._readiness = readiness
-        self._edge = edge
-        self._sessions = sessions
-        self._server = server
-        self.tasks = anyio.create_task_group()
-        self.cut = 0
-
-    def signal(self) -> None:
-        """Drain on the first signal, end at once on the second; there is nothing to drain while the server starts."""
-        if self._readiness.state == "draining":
-            self._server.force_exit = self._server.should_exit = True
-        elif self._readiness.state == "starting":
-            self.tasks.cancel_scope.cancel()
-        else:
-            self._readiness.drain()
-            self.tasks.start_soon(self._drain)
-
-    async def _drain(self) -> None:
-        settings = self._app.settings
-        structlog.get_logger().info("draining", calls=self._edge.pending)
-        await anyio.sleep(settings.drain_delay_seconds)
-        self._server.should_exit = True  # uvicorn takes no new connection from here on
-        self._app.drain.begin()
-        with anyio.move_on_after(settings.drain_timeout_seconds):
-            await self._edge.answered()
-        self.cut = self._app.drain.cut()
-        with anyio.move_on_after(_CUT_SECONDS):
-            await self._edge.answered()
-        self._edge.end_streams()
-        if self._sessions is not None:
-            self._sessions.end_streams()
-        for connection in list(self._server.server_state.connections):
-            if isinstance(connection, Protocol):
-                connection.abort_if_stuck()
 
 
 def _listen(host: str, port: int) -> socket.socket:

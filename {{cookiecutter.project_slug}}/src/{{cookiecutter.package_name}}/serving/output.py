@@ -3,26 +3,36 @@
 import asyncio
 import errno
 import os
-from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Protocol
 
 import anyio
-from pydantic_core import to_json
+import structlog
 
 _FULL = 1 << 20  # bytes not taken by the client yet
 
 
-class Output:
-    """Messages written in one turn of the loop leave together."""
+class Reader(Protocol):
+    """Who is told how it goes."""
 
-    def __init__(self, descriptor: int, told: Callable[[], None]) -> None:
-        """`told` is called after each change of what is waiting."""
+    def pump(self) -> None:
+        """Something was sent or settled."""
+
+    def end(self) -> None:
+        """Nothing can be sent any more."""
+
+
+class Output:
+    """Messages written in one turn of the loop leave together. `lost`: messages that could not be written."""
+
+    def __init__(self, descriptor: int, reader: Reader) -> None:
         self._descriptor = descriptor
-        self._told = told
+        self._reader = reader
         self._loop = asyncio.get_running_loop()
         self._unsent = bytearray()
-        self._scheduled = self._blocked = self._gone = False
+        self._scheduled = self._blocked = False
+        self._failure: int | None = None
         self._changed: anyio.Event | None = None
+        self.lost = 0
 
     @property
     def is_full(self) -> bool:
@@ -34,11 +44,12 @@ class Output:
         """Whether everything has been handed over."""
         return not self._unsent
 
-    def write(self, message: Mapping[str, Any]) -> None:
+    def write(self, message: bytes) -> None:
         """Send one message, soon."""
-        if self._gone:
+        if self._failure is not None:
+            self.lost += self._failure not in _GONE
             return
-        self._unsent += to_json(message)
+        self._unsent += message
         self._unsent += b"\n"
         if not self._scheduled:
             self._scheduled = True
@@ -59,7 +70,7 @@ class Output:
         if self._changed is not None:
             self._changed.set()
             self._changed = None
-        self._told()
+        self._reader.pump()
 
     def _flush(self) -> None:
         try:
@@ -70,13 +81,21 @@ class Output:
                 self._blocked = True
                 self._loop.add_writer(self._descriptor, self._flush)
         except OSError as error:
-            if error.errno not in (errno.EPIPE, errno.ECONNRESET):
-                raise
-            self._gone = True  # the client; the end of input says so too
-            self._unsent.clear()
+            self._fail(error)
         if not self._unsent:
             self._scheduled = False
             if self._blocked:
                 self._blocked = False
                 self._loop.remove_writer(self._descriptor)
         self.tell()
+
+    def _fail(self, error: OSError) -> None:
+        self._failure = error.errno or errno.EIO
+        if self._failure not in _GONE:
+            self.lost += self._unsent.count(b"\n")
+            structlog.get_logger().error("stdout_failed", reason=error.strerror)
+        self._unsent.clear()
+        self._reader.end()
+
+
+_GONE = (errno.EPIPE, errno.ECONNRESET)  # the client; whatever it has not read, it does not want

@@ -12,7 +12,8 @@ from .refusals import refusal
 
 _RECEIVE_SECONDS = 10  # for a whole request, and a second more for each _LEAST_RATE bytes of it
 _LEAST_RATE = 10_000
-_LARGEST_HEAD = 65_536  # bytes of request line and headers
+_LARGEST_HEAD = 65_536  # bytes of request line, headers and trailers
+_MOST_FRAMING = 9  # bytes for each byte of a body, which may come in chunks of one
 _UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 _STALL_SECONDS = 30  # a client that reads nothing of its answer for so long has gone
 
@@ -26,7 +27,7 @@ class Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._received = 0
+        self._received = self._body = 0
         self._in_head, self._is_whole, self._retires = True, False, False
         self._stall: asyncio.TimerHandle | None = None
         self._began = self.loop.time()
@@ -47,11 +48,11 @@ class Protocol(HttpToolsProtocol):
             data = _UPGRADE.sub(b"\r\nx-upgrade:", head) + end + rest
         super().data_received(data)
         if self._is_whole:
-            self._received = 0
+            self._received = self._body = 0
             if self._patience is not None:
                 self._patience.cancel()
                 self._patience = None
-        elif self._in_head and self._received > _LARGEST_HEAD:
+        elif self._received > _LARGEST_HEAD + _MOST_FRAMING * self._body:
             self._refuse(431, f"Request line and headers are at most {_LARGEST_HEAD} bytes long.")
         elif self._patience is None:
             self._began = self.loop.time()
@@ -60,6 +61,14 @@ class Protocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._in_head, self._is_whole = True, False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_head:  # uvicorn would take trailers, which proxies do not look at, for headers
+            super().on_header(name, value)
+
+    def on_body(self, body: bytes) -> None:
+        self._body += len(body)
+        super().on_body(body)
 
     def on_headers_complete(self) -> None:
         self._in_head = False
@@ -70,6 +79,10 @@ class Protocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         self._is_whole = True
         super().on_message_complete()
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """The offer of another protocol came in pieces; the body is lost to the parser, and so is what follows."""
+        self.cycle.keep_alive = False
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP."""
@@ -95,6 +108,11 @@ class Protocol(HttpToolsProtocol):
         """Close an idle connection, at once if its client has not read the last answer yet."""
         self.abort_if_stuck()
         super().timeout_keep_alive_handler()
+
+    def give_up(self) -> None:
+        """Refuse a request that is still being received."""
+        if self._received and not self._is_whole:
+            self._refuse(503, "The server is stopping. Send this again.")
 
     def abort_if_stuck(self) -> None:
         """Give up a connection whose client does not read: closing it would wait for that."""

@@ -39,7 +39,9 @@ class Sessions:
 
     async def other(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The stream for what the server sends on its own (GET), or the end of a session (DELETE)."""
-        await self._manager.handle_request(scope, receive, _Completed(send).send)
+        completed = _Completed(send)
+        await self._manager.handle_request(scope, receive, completed.send)
+        await completed.close()
 
     def end_streams(self) -> None:
         """End the streams that clients hold open for what the server sends on its own."""
@@ -56,17 +58,24 @@ class _Completed:
         self._send = send
         self._start: Message | None = None
         self._body = b""
+        self._is_open = False
 
     async def send(self, message: Message) -> None:
         """An ASGI send."""
         if message["type"] == "http.response.start" and message["status"] >= 400:
             self._start = message
         elif self._start is None:
+            self._is_open = message["type"] == "http.response.start" or bool(message.get("more_body"))
             await self._send(message)
         elif message["type"] == "http.response.body":
             self._body += message.get("body", b"")
             if not message.get("more_body"):
                 await self._finish(self._start)
+
+    async def close(self) -> None:
+        """End a stream that the SDK has left without its end."""
+        if self._is_open:
+            await self._send({"type": "http.response.body", "body": b""})
 
     async def _finish(self, start: Message) -> None:
         content = to_json(self._complete(start["status"]))

@@ -9,123 +9,147 @@ import os
 import stat
 import sys
 from collections import deque
-from collections.abc import Callable
+from contextlib import AsyncExitStack
 
 import anyio
 import anyio.to_thread
 import structlog
-from anyio.abc import TaskGroup
 from mcp_types import INVALID_REQUEST
 
+from ..errors import StartError
 from ..server import Application
 from ..wire import Wire
 from .conversation import Conversation
+from .lifecycle import Limit, first_of
 from .output import Output
-from .signals import on_signals
-from .watchdog import Watchdog
 
 _DRAIN_SECONDS = 1.5  # clients wait 2 s after closing stdin, then kill
 _CUT_SECONDS = 0.2  # for the answers of the calls that were cut
-_STOP_SECONDS = 1.9  # for all of it, cleanup too; then the process is ended
+_OPEN_SECONDS = 60  # for dependencies, after the end of input
 _CHUNK = 65_536
 
 
-async def serve(app: Application, wire: Wire, end: Callable[[], None]) -> int:
-    """Serve until the input ends or a signal comes; returns the exit code, 1 if a call had to be cut.
+class Stdio:
+    """The two ends of the pipe. `cut`: calls that had to be ended."""
 
-    Args:
-        end: ends the process at once, if it does not stop by itself.
-
-    Raises:
-        StartError: a dependency cannot be opened.
-    """
-    pipe, watchdog = _Pipe(app, wire), Watchdog(app.registry.code, end)
-    with watchdog.watch(), on_signals(lambda: watchdog.give(_STOP_SECONDS), pipe.end):
-        async with app.open():
-            await pipe.serve(lambda: watchdog.give(_STOP_SECONDS))
-    log = structlog.get_logger()
-    (log.error if pipe.lost else log.info)("stopped", transport="stdio", cut_calls=pipe.cut, lost_calls=pipe.lost)
-    return 1 if pipe.cut or pipe.lost else 0
-
-
-class _Pipe:
-    """The two ends of it. `cut`: calls that had to be ended; `lost`: requests that got no answer at all."""
+    stop_seconds = 1.9  # for all of it, cleanup too
 
     def __init__(self, app: Application, wire: Wire) -> None:
         self._app = app
-        self._wire = wire
+        self._loop = asyncio.get_running_loop()
+        self._tasks = anyio.create_task_group()
+        self._input, self._pollable = wire.stdin, _make_pollable(wire.stdin)
+        _make_pollable(wire.stdout)
+        self._output = Output(wire.stdout, self)
+        self._client = Conversation(app, self._output, self._tasks)
         self._longest = app.settings.max_request_bytes
         self._lines: deque[bytes | None] = deque()
         self._rest = bytearray()
-        self._skipping = False
-        self._is_reading = False
-        self._ended, self._hurried = anyio.Event(), anyio.Event()
-        self.cut = self.lost = 0
+        self._skipping = self._is_reading = self._is_open = False
+        self._ended, self._stopped, self._hurried = anyio.Event(), anyio.Event(), anyio.Event()
+        self.cut = 0
+
+    async def serve(self, limit: Limit) -> int:
+        """Serve until the input ends or a signal comes; returns the exit code, 1 if a call was cut or lost.
+
+        Raises:
+            StartError: a dependency cannot be opened.
+        """
+        log, lost, failed = structlog.get_logger(), 0, None
+        async with self._tasks:
+            if self._pollable:
+                self.pump()
+            else:  # a file, a terminal, Windows
+                self._tasks.start_soon(self._read_in_thread)
+            async with AsyncExitStack() as stack:
+                with anyio.CancelScope() as opening:
+                    self._tasks.start_soon(self._give_up_opening, opening, limit)
+                    try:
+                        await stack.enter_async_context(self._app.open())
+                    except StartError as error:
+                        failed = error
+                    else:
+                        self._is_open = True
+                        self.pump()
+                        await self._ended.wait()
+                limit(self.stop_seconds)
+                lost = await self._drain()
+                await self._client.close()
+            self._tasks.cancel_scope.cancel()
+        if failed is not None:
+            raise failed
+        (log.error if lost else log.info)("stopped", transport="stdio", cut_calls=self.cut, lost_calls=lost)
+        return 1 if self.cut or lost else 0
+
+    def stop(self) -> None:
+        """Read no more, and answer what was read."""
+        self._stopped.set()
+        self.end()
+
+    def hurry(self) -> None:
+        """Answer the calls in flight with `shutting_down`, and end."""
+        self._hurried.set()
 
     def end(self) -> None:
-        """Read no more, as at the end of input; the second time, wait for no call any more."""
-        if self._ended.is_set():
-            self._hurried.set()
+        """As at the end of input."""
         self._ended.set()
+        self._pause()
 
-    async def serve(self, at_end: Callable[[], None]) -> None:
-        """Answer every request that was read; `at_end` is told when the last was."""
-        async with anyio.create_task_group() as tasks:
-            self._output = output = Output(self._wire.stdout, self._pump)
-            _make_pollable(self._wire.stdout)
-            self._client = client = Conversation(self._app, output, tasks)
-            self._read(tasks)
-            await self._ended.wait()
-            self._pause()
-            at_end()
-            self._app.drain.begin()
-            await self._answered(_DRAIN_SECONDS)
-            self.cut = self._app.drain.cut()
-            self._hurried = anyio.Event()
-            await self._answered(_CUT_SECONDS)
-            self.lost = client.pending
-            tasks.cancel_scope.cancel()
-
-    async def _answered(self, seconds: float) -> None:
-        with anyio.move_on_after(seconds):
-            async with anyio.create_task_group() as tasks:
-
-                async def hurry() -> None:
-                    await self._hurried.wait()
-                    tasks.cancel_scope.cancel()
-
-                tasks.start_soon(hurry)
-                while self._lines or self._client.pending or not self._output.is_empty:
-                    await self._output.changed()
-                tasks.cancel_scope.cancel()
-
-    def _read(self, tasks: TaskGroup) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._pollable = _make_pollable(self._wire.stdin)
+    def pump(self) -> None:
+        """Hand over what has been read, as far as the client keeps up."""
+        while self._is_open and self._lines and not self._client.is_full:
+            if (line := self._lines.popleft()) is not None:
+                self._client.take(line)
+            else:
+                self._client.refuse(INVALID_REQUEST, f"A message is at most {self._longest} bytes long.")
         if self._pollable:
-            self._resume()
-        else:  # a file, a terminal, Windows
-            tasks.start_soon(self._read_in_thread)
+            if self._lines:
+                self._pause()
+            else:
+                self._resume()
+
+    async def _give_up_opening(self, opening: anyio.CancelScope, limit: Limit) -> None:
+        """What is still being opened when the client has gone, or a signal came, is for nobody."""
+        await self._ended.wait()
+        if self._is_open:
+            return
+        if self._lines:  # it has asked before it went, as `printf … | server` does
+            limit(_OPEN_SECONDS)
+            await self._stopped.wait()
+        opening.cancel()
+
+    async def _drain(self) -> int:
+        """Answer what was read; returns how many requests got no answer."""
+        self._app.drain.begin()
+        self._client.end()
+        await first_of(_DRAIN_SECONDS, self._answered, self._hurried.wait)
+        self.cut = self._app.drain.cut()
+        await first_of(_CUT_SECONDS, self._answered)
+        return self._client.pending + self._output.lost + len(self._lines)
+
+    async def _answered(self) -> None:
+        while (self._is_open and self._lines) or self._client.pending or not self._output.is_empty:
+            await self._output.changed()
 
     async def _read_in_thread(self) -> None:
         while not self._ended.is_set():
-            self._feed(await anyio.to_thread.run_sync(os.read, self._wire.stdin, _CHUNK, abandon_on_cancel=True))
+            self._feed(await anyio.to_thread.run_sync(os.read, self._input, _CHUNK, abandon_on_cancel=True))
             while self._lines and not self._ended.is_set():
                 await self._output.changed()
 
     def _resume(self) -> None:
         if not self._is_reading and not self._ended.is_set():
             self._is_reading = True
-            self._loop.add_reader(self._wire.stdin, self._readable)
+            self._loop.add_reader(self._input, self._readable)
 
     def _pause(self) -> None:
         if self._is_reading:
             self._is_reading = False
-            self._loop.remove_reader(self._wire.stdin)
+            self._loop.remove_reader(self._input)
 
     def _readable(self) -> None:
         try:
-            self._feed(os.read(self._wire.stdin, _CHUNK))
+            self._feed(os.read(self._input, _CHUNK))
         except BlockingIOError:
             pass
         except ConnectionResetError:
@@ -136,8 +160,8 @@ class _Pipe:
             if self._rest:  # the last line lacks its end
                 self._lines.append(bytes(self._rest))
                 self._rest.clear()
-            self._pump()
-            self._ended.set()
+            self.pump()
+            self.end()
             return
         *lines, rest = chunk.split(b"\n")
         for line in lines:
@@ -152,20 +176,7 @@ class _Pipe:
             self._rest.clear()
             self._skipping = True
             self._lines.append(None)
-        self._pump()
-
-    def _pump(self) -> None:
-        """Hand over what has been read, as far as the client keeps up."""
-        while self._lines and not self._client.is_full:
-            if (line := self._lines.popleft()) is not None:
-                self._client.take(line)
-            else:
-                self._client.refuse(INVALID_REQUEST, f"A message is at most {self._longest} bytes long.")
-        if self._pollable:
-            if self._lines:
-                self._pause()
-            else:
-                self._resume()
+        self.pump()
 
 
 def _make_pollable(descriptor: int) -> bool:

@@ -1,6 +1,7 @@
 """A thread beside the event loop: it sees what the loop cannot, that the loop itself is stuck."""
 
 import asyncio
+import math
 import os
 import sys
 import threading
@@ -27,7 +28,7 @@ class Watchdog:
         self._tools = tools
         self._end = end
         self._closed = threading.Event()
-        self._deadline: float | None = None
+        self._deadline = math.inf
 
     @contextmanager
     def watch(self) -> Iterator[None]:
@@ -40,10 +41,9 @@ class Watchdog:
         finally:
             self._closed.set()
 
-    def give(self, seconds: float) -> None:
-        """From now on the process has so long to stop. Callable from a signal handler."""
-        if self._deadline is None:
-            self._deadline = monotonic() + seconds
+    def limit(self, seconds: float) -> None:
+        """From now on the process has so long to end, or less if it was told so before. Callable from a signal handler."""
+        self._deadline = min(self._deadline, monotonic() + seconds)
 
     def _run(self, loop: asyncio.AbstractEventLoop, owner: int) -> None:
         log = structlog.get_logger()
@@ -51,8 +51,8 @@ class Watchdog:
         beat = threading.Event()
         asked = monotonic()
         loop.call_soon_threadsafe(beat.set)
-        while not self._closed.wait(_STALL_SECONDS if stalled is None else 0.01):
-            if self._deadline is not None and monotonic() > self._deadline:
+        while not self._closed.wait(_STALL_SECONDS if stalled is None and self._deadline == math.inf else 0.01):
+            if monotonic() > self._deadline:
                 log.error("stop_overdue", **self._holder(owner))
                 self._end()
             if beat.is_set():
