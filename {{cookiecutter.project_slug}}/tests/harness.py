@@ -6,6 +6,7 @@ Nothing is mocked. Servers listen on free loopback ports, and every wait has a l
 import json
 import os
 import queue
+import socket
 import subprocess
 import sys
 import threading
@@ -219,6 +220,11 @@ def answer_of(response: httpx2.Response) -> Json:
         text = [line for line in text.splitlines() if line.startswith("data: {")][-1].removeprefix("data: ")
     found: Json = json.loads(text)
     return found
+
+
+def rest_of(connection: socket.socket) -> bytes:
+    """What comes on a connection until the other side closes it."""
+    return b"".join(iter(lambda: connection.recv(65536), b""))
 
 
 def run_lines(

@@ -1,6 +1,8 @@
 """Stopping over HTTP: what was accepted is answered, in both eras, and the exit code tells."""
 
+import contextlib
 import signal
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -10,7 +12,7 @@ import httpx2
 import pytest
 
 from .conftest import StartPeer
-from .harness import ERROR, HTTP, Peer, Way
+from .harness import ERROR, HTTP, PATIENCE, Peer, Way, rest_of
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 
@@ -76,6 +78,23 @@ def test_call_that_outlasts_the_drain_is_cut_and_answered(
     assert peer.server.process.wait(5) == 1
     assert peer.logged(error["request_id"])["outcome"] == "shutting_down"
     assert peer.server.wait_for("stopped")["cut_calls"] == 1
+
+
+def test_request_that_is_half_received(start_peer: StartPeer, way: Way) -> None:
+    """It is waited for like a call; if the rest does not come in time it is refused, and is not lost in silence."""
+    peer = start_peer(way, drain_timeout_seconds="0.5")
+    address = httpx2.URL(peer.url)
+    head = f"POST /mcp HTTP/1.1\r\nHost: {address.host}\r\nContent-Type: application/json\r\nAccept: */*\r\n".encode()
+    with contextlib.ExitStack() as stack:
+        halves = [head, head + b"Content-Length: 100\r\n\r\n{"]
+        connections = [socket.create_connection((address.host, address.port or 0), PATIENCE) for _ in halves]
+        for connection, half in zip(connections, halves, strict=True):
+            stack.enter_context(connection).sendall(half)
+        assert peer.http.get(peer.url.replace("/mcp", "/livez")).status_code == 200
+        peer.server.process.terminate()
+        for connection in connections:
+            assert rest_of(connection).startswith(b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json")
+    assert peer.server.process.wait(5) == 0
 
 
 def test_readiness_turns_off_while_the_server_serves_on(start_peer: StartPeer, way: Way) -> None:

@@ -15,7 +15,7 @@ import httpx2
 import pytest
 
 from .conftest import Start, StartPeer
-from .harness import HTTP, MODERN, PACKAGE, PATIENCE, SERVE_HTTP, STDIO, Peer, Server, Way, run_command
+from .harness import HTTP, MODERN, PACKAGE, PATIENCE, SERVE_HTTP, STDIO, Peer, Server, Way, rest_of, run_command
 
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz"])
@@ -77,7 +77,7 @@ def raw(peer: Peer, data: bytes) -> bytes:
     address = httpx2.URL(peer.url)
     with socket.create_connection((address.host, address.port or 0), timeout=PATIENCE) as connection:
         connection.sendall(data)
-        return b"".join(iter(lambda: connection.recv(65536), b""))
+        return rest_of(connection)
 
 
 def request(body: bytes, *lines: str) -> bytes:
@@ -111,6 +111,19 @@ def test_header_that_stands_twice(peer: Peer, line: str) -> None:
     """Two readers could read it differently: it is refused."""
     first = "MCP-Protocol-Version: 2025-06-18"
     assert raw(peer, request(PING, first, line, "Connection: close")).startswith(b"HTTP/1.1 400 Bad Request")
+
+
+@pytest.mark.parametrize("way", HTTP[1:], ids=str)
+def test_trailers_are_no_headers(peer: Peer) -> None:
+    """They come after the body, past every proxy; without end they are cut."""
+    lines = ("Host: 127.0.0.1", "Accept: */*", "Transfer-Encoding: chunked", "Connection: close")
+    head = "\r\n".join(["POST /mcp HTTP/1.1", *lines, "", ""]).encode()
+    chunks = b"%x\r\n%b\r\n0\r\n" % (len(PING), PING)
+    assert raw(peer, head + chunks + b"Content-Type: application/json\r\n\r\n").startswith(b"HTTP/1.1 415")
+    endless = raw(
+        peer, head.replace(b"Host", b"Content-Type: application/json\r\nHost") + chunks + b"X: y\r\n" * 20_000
+    )
+    assert endless.startswith(b"HTTP/1.1 431")
 
 
 @pytest.mark.parametrize("way", HTTP[1:], ids=str)

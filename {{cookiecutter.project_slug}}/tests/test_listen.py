@@ -7,7 +7,7 @@ import httpx2
 import pytest
 
 from .conftest import Start, StartPeer
-from .harness import HTTP, LEGACY, STDIO, Json, Peer
+from .harness import ERROR, HTTP, LEGACY, STDIO, Json, Peer
 
 FILTER = {"notifications": {"toolsListChanged": True, "resourceSubscriptions": ["probe://text"]}}
 SUBSCRIPTION = "io.modelcontextprotocol/subscriptionId"
@@ -91,7 +91,10 @@ def test_question_in_the_middle_of_a_call(start: Start) -> None:
         server.send({"jsonrpc": "2.0", "id": asked["id"], **answer})
         result = server.receive()["result"]
         assert result["isError"] is (told is None)
-        assert told is None or result["structuredContent"] == {"result": told}
+        if told is None:
+            assert result["_meta"][ERROR]["code"] == "failed"
+        else:
+            assert result["structuredContent"] == {"result": told}
     assert server.finish()[0] == 0
 
 

@@ -43,6 +43,13 @@ def test_retry_after_is_in_milliseconds(peer: Peer) -> None:
     assert peer.error("probe_raises", code="rate_limited")["retry_after_ms"] == 3000
 
 
+def test_answer_that_cannot_be_written(peer: Peer) -> None:
+    """It is a crash of this call, and of nothing else."""
+    error = peer.call("probe_unwritable")["error"]
+    assert (error["code"], error["data"]["code"]) == (-32603, "internal")
+    assert peer.call("probe_reached")["result"]["isError"] is False
+
+
 def test_success_is_ok(peer: Peer) -> None:
     """A call that succeeds has structured content, text, and one line in the log."""
     answer = peer.call("probe_list")

@@ -2,13 +2,15 @@
 
 import json
 import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from .conftest import Start
-from .harness import ENVELOPE, MODERN, STDIO, Json, Peer, Way, run_lines
+from .harness import ENVELOPE, MODERN, PACKAGE, PATIENCE, STDIO, Json, Peer, Way, environment, run_lines
 from .test_logs import calls_of
 
 
@@ -153,6 +155,50 @@ def test_blocking_tool_does_not_hold_the_process(start: Start, way: Way) -> None
     assert peer.error("probe_blocks")["code"] == "timeout"
     code, _ = peer.server.finish()
     assert code == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+@pytest.mark.parametrize("ending", ["end of input", "signal"])
+def test_what_a_tool_leaves_behind_does_not_hold_the_process(start: Start, way: Way, ending: str) -> None:
+    """Neither a task that does not let itself be cancelled nor a busy thread of the loop's own."""
+    peer = Peer(way, start())
+    assert peer.call("probe_clings")["result"]["isError"] is False
+    if ending == "signal":
+        peer.server.process.terminate()
+        assert peer.server.process.wait(5) == 0
+    assert peer.server.finish()[0] == 0
+    peer.server.wait_for("store_closed")
+
+
+def test_second_signal_cuts_what_is_in_flight(start: Start, way: Way) -> None:
+    """The calls are answered all the same, and the exit code says that they were cut."""
+    peer = Peer(way, start())
+    peer.server.send(peer.message("tools/call", {"name": "probe_waits", "arguments": {"seconds": PATIENCE}}))
+    peer.server.wait_for("waiting")
+    peer.server.process.terminate()
+    time.sleep(0.1)  # two signals at the same moment are one
+    peer.server.process.terminate()
+    assert peer.server.receive()["result"]["_meta"]["plinth/error"]["code"] == "shutting_down"
+    assert peer.server.process.wait(5) == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has it")
+def test_output_that_cannot_be_written(source: Path, way: Way) -> None:
+    """The server says so and ends, with the count of the answers that are lost."""
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", PACKAGE],
+            input=b"\n".join(json.dumps(m).encode() for m in calls_of(way, call(1, "probe_reached"))) + b"\n",
+            stdout=full,
+            stderr=subprocess.PIPE,
+            env=environment(source),
+            timeout=PATIENCE,
+            check=False,
+        )
+    log = [json.loads(line) for line in done.stderr.splitlines()]
+    assert done.returncode == 1
+    assert [event["event"] for event in log if event["level"] == "error"] == ["stdout_failed", "stopped"]
+    assert log[-1]["lost_calls"] >= 1
 
 
 def test_progress_comes_before_the_answer(peer: Peer) -> None:
