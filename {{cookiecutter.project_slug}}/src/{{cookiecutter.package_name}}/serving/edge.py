@@ -3,8 +3,7 @@
 import asyncio
 import html
 import math
-from collections.abc import Awaitable, Iterable, Mapping
-from functools import lru_cache
+from collections.abc import Awaitable, Mapping
 from string import Template
 
 import anyio
@@ -16,7 +15,7 @@ from mcp.shared.inbound import (
     validate_mcp_param_headers,
     x_mcp_header_map,
 )
-from mcp_types import DEFAULT_NEGOTIATED_VERSION, HEADER_MISMATCH, INTERNAL_ERROR, INVALID_REQUEST
+from mcp_types import DEFAULT_NEGOTIATED_VERSION, INTERNAL_ERROR
 from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS, LATEST_HANDSHAKE_VERSION
 from pydantic_core import to_json
 
@@ -25,6 +24,7 @@ from ..errors import Internal
 from ..sdk import NOT_A_MESSAGE, Answer, answer, http_status, one_request
 from ..server import Application
 from .exchange import Exchange, Receive, Scope, Send, Stream
+from .headers import Names, accepts, is_json, read_headers
 from .lifecycle import first_of
 from .messages import Json, Unreadable, parse
 from .readiness import Readiness
@@ -32,7 +32,6 @@ from .refusals import Refused
 from .sessions import Sessions
 
 _JSON = [(b"content-type", b"application/json")]
-_ONCE = {"authorization", "content-length", "content-type", "host", "origin"}  # and what begins with mcp-
 _PAGE_HEADERS = [
     (b"content-type", b"text/html; charset=utf-8"),
     (b"content-security-policy", b"default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"),
@@ -56,8 +55,8 @@ class Edge:
         self._app = app
         self._readiness = readiness
         self._sessions = sessions
-        self._hosts = _Names(app.settings.allowed_hosts)
-        self._origins = _Names(app.settings.allowed_origins)
+        self._hosts = Names(app.settings.allowed_hosts)
+        self._origins = Names(app.settings.allowed_origins)
         self._largest = app.settings.max_request_bytes
         self._mirrored = {
             tool.name: tool.signature.schema
@@ -116,9 +115,9 @@ class Edge:
 
     async def _post(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = self._admit(scope)
-        if not _is_json(headers.get("content-type", "")):
+        if not is_json(headers.get("content-type", "")):
             raise Refused(415, "Send application/json.")
-        if not all(_accepts(headers.get("accept", ""))):
+        if not all(accepts(headers.get("accept", ""))):
             raise Refused(406, "Accept both application/json and text/event-stream.")
         if self._readiness.state == "starting":
             raise Refused(503, "The server is starting. Retry after 1 s.", headers={b"retry-after": b"1"})
@@ -176,8 +175,10 @@ class Edge:
 
     def _check_mirrored(self, message: Json, headers: Mapping[str, str]) -> None:
         """Arguments that a tool's schema mirrors into `Mcp-Param-*` headers are the same in both."""
+        if not self._mirrored or message["method"] != "tools/call":
+            return
         params = message["params"]
-        schema = self._mirrored.get(params.get("name")) if message["method"] == "tools/call" else None
+        schema = self._mirrored.get(str(params.get("name")))
         arguments = params.get("arguments") or {}
         if schema is not None and isinstance(arguments, dict):
             _rejected(validate_mcp_param_headers(schema, arguments, headers), message["id"])
@@ -189,7 +190,7 @@ class Edge:
         if method not in ("GET", "DELETE") or modern or (method == "DELETE" and self._sessions is None):
             allowed = b"POST" if modern else b"GET, POST" if self._sessions is None else b"GET, POST, DELETE"
             raise Refused(405, "Send requests with POST.", headers={b"allow": allowed})
-        if method == "GET" and not _accepts(headers.get("accept", ""))[1]:
+        if method == "GET" and not accepts(headers.get("accept", ""))[1]:
             raise Refused(406, "Accept text/event-stream.")
         if self._sessions is not None:
             await self._sessions.other(scope, receive, send)
@@ -214,7 +215,7 @@ class Edge:
 
     def _admit(self, scope: Scope) -> dict[str, str]:
         """The headers, if Host and Origin are allowed (specification, transports: DNS rebinding)."""
-        headers = _headers(scope["headers"])
+        headers = read_headers(scope["headers"])
         if not self._hosts.allow(headers.get("host", "")):
             raise Refused(421, "This server is not reached by this Host. Add it to MCP_ALLOWED_HOSTS.")
         if (origin := headers.get("origin")) is not None and not self._origins.allow(origin):
@@ -261,50 +262,6 @@ class Edge:
     def _closing(self) -> list[tuple[bytes, bytes]]:
         """While the server stops, clients are told to go elsewhere with their next request."""
         return [(b"connection", b"close")] if self._readiness.state == "draining" else []
-
-
-class _Names:
-    """Hosts or origins: one without a port stands for every port."""
-
-    def __init__(self, names: Iterable[str]) -> None:
-        self._names = {name.lower() for name in names}
-        self.allow = lru_cache(maxsize=64)(self._allow)
-
-    def _allow(self, value: str) -> bool:
-        value = value.lower()
-        name, _, port = value.rpartition(":")
-        return value in self._names or (name in self._names and port.isascii() and port.isdigit())
-
-
-def _headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
-    """By lower-case name, without padding, which httptools leaves (RFC 9110, section 5.5).
-
-    A header that two readers could read differently, as it stands twice, is refused.
-    """
-    found: dict[str, str] = {}
-    for key, value in raw:
-        name, text = key.decode("latin-1"), value.decode("latin-1").strip(" \t")
-        if name in found:
-            if name in _ONCE or name.startswith("mcp-"):
-                code = HEADER_MISMATCH if name.startswith("mcp-") else INVALID_REQUEST
-                raise Refused(400, "A header stands twice in this request. Send each once.", code=code)
-            text = f"{found[name]}, {text}"
-        found[name] = text
-    return found
-
-
-@lru_cache(maxsize=64)
-def _is_json(content_type: str) -> bool:
-    return content_type.partition(";")[0].strip().lower() == "application/json"
-
-
-@lru_cache(maxsize=64)
-def _accepts(accept: str) -> tuple[bool, bool]:
-    """Whether JSON and whether event streams are accepted (RFC 9110, section 12.5.1)."""
-    kinds = {part.partition(";")[0].strip().lower() for part in accept.split(",")}
-    return not kinds.isdisjoint({"application/json", "application/*", "*/*"}), not kinds.isdisjoint(
-        {"text/event-stream", "text/*", "*/*"}
-    )
 
 
 def _parse(body: bytes) -> Json:
