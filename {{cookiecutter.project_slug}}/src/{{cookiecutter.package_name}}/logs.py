@@ -31,7 +31,6 @@ _SECRET_TEXTS = (
     (re.compile(r"://[^/\s@]+@"), f"://{_HIDDEN}@"),  # user and password of a URL
     (re.compile(r"(\b[a-z][\w+.-]*://[^\s?#\"']*)[?#][^\s\"']*", re.IGNORECASE), rf"\1?{_HIDDEN}"),  # its query
 )
-_SUSPECT = re.compile(r"bearer|basic|eyJ|://", re.IGNORECASE)  # what none of them can do without
 
 
 def configure(wire: Wire, *, level: str, form: str, secrets: Iterable[str] = ()) -> None:
@@ -85,6 +84,7 @@ class Redaction:
         lines = {line for secret in secrets for line in (secret, *secret.splitlines()) if len(line) >= 8}
         values = sorted(lines, key=len, reverse=True)
         self._values = re.compile("|".join(map(re.escape, values))) if values else None
+        self._name = lru_cache(maxsize=256)(self._clean_name)  # the fields of events are few, and come again
 
     def clean(self, value: Any) -> Any:
         """`value` as JSON data, with what is secret in it replaced."""
@@ -95,13 +95,18 @@ class Redaction:
         if isinstance(value, bytes):
             return self.clean(value.decode("utf-8", "replace"))
         if isinstance(value, dict):
-            return {
-                (name := str(self.clean(key))): _HIDDEN if _names_a_secret(name) else self.clean(item)
-                for key, item in value.items()
-            }
+            return dict(self._field(key, item) for key, item in value.items())
         if isinstance(value, list | tuple | set | frozenset):
             return [self.clean(item) for item in value]
         return self.clean(to_jsonable_python(value, fallback=_name_type))
+
+    def _field(self, key: Any, item: Any) -> tuple[str, Any]:
+        name, is_secret = self._name(key) if isinstance(key, str) else self._clean_name(str(self.clean(key)))
+        return name, _HIDDEN if is_secret else self.clean(item)
+
+    def _clean_name(self, key: str) -> tuple[str, bool]:
+        name = self.clean(key)
+        return name, _SECRET_KEY.search(name) is not None
 
 
 class _Finish:
@@ -122,15 +127,10 @@ class _Finish:
 
 def hide_shapes(text: str) -> str:
     """Hide what looks like a credential: header values, JWTs, user, password, query and fragment of a URL."""
-    if _SUSPECT.search(text) is not None:
+    if " " in text or "://" in text or "eyJ" in text or not text.isprintable():  # none of the patterns does without
         for pattern, shown in _SECRET_TEXTS:
             text = pattern.sub(shown, text)
     return text
-
-
-@lru_cache(maxsize=1024)
-def _names_a_secret(name: str) -> bool:
-    return _SECRET_KEY.search(name) is not None
 
 
 class _WireLogger:

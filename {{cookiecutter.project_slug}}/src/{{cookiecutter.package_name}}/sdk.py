@@ -5,7 +5,7 @@
 * A result that middleware returns is not completed by the SDK: `resultType` and `serverInfo` are added here.
 * Errors that the SDK makes outside its middleware (a wrong header, a mixed-up era, a malformed message) do not pass the
   guards: `complete_error` gives them the members every error has, and their log line.
-* `serve_one`, `ServerRunner` and `aclose_shielded` are exported for the SDK's own entries. They serve a request without a task or a channel
+* `ServerRunner` and `aclose_shielded` are exported for the SDK's own entries. They serve a request without a task or a channel
   of their own and leave the answer to the caller, who can then drain it, give it a real HTTP status, and is several
   times as fast.
 * With sessions, legacy answers over HTTP are `sse_starlette`'s (3.7.0), which ends every stream when uvicorn's own signal handler
@@ -14,8 +14,9 @@
 
 import os
 import re
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from functools import cached_property
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ from mcp.server import Server, ServerRequestContext
 from mcp.server.connection import Connection, NotifyOnlyOutbound
 from mcp.server.context import CallNext
 from mcp.server.request_state import RequestStateBoundary, RequestStateSecurity
-from mcp.server.runner import ServerRunner, aclose_shielded, serve_one
+from mcp.server.runner import ServerRunner, aclose_shielded
 from mcp.shared.dispatcher import DispatchContext, Outbound
 from mcp.shared.exceptions import MCPError
 from mcp.shared.inbound import ERROR_CODE_HTTP_STATUS
@@ -49,6 +50,14 @@ NOT_A_MESSAGE = (
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 _BOOT = os.urandom(6).hex()
 _SERIAL = count(1)
+
+
+class LeanServer(Server[Any]):
+    """The SDK copies the stamp that every modern result carries, deeply and for each. Nothing writes to it."""
+
+    @cached_property
+    def server_info_stamp(self) -> dict[str, Any]:
+        return super().server_info_stamp
 
 
 def install(
@@ -107,7 +116,7 @@ def install(
     server.middleware[:] = [ring, RequestStateBoundary(security, default_audience=server.name)]
 
 
-def one_request(
+async def one_request(
     server: Server[Any],
     exchange: DispatchContext[TransportContext],
     message: dict[str, Any],
@@ -116,7 +125,7 @@ def one_request(
     client_capabilities: Any,
     opened: Any,
     outbound: Outbound | None = None,
-) -> Coroutine[Any, Any, dict[str, Any]]:
+) -> dict[str, Any]:
     """The result of one request that stands for itself.
 
     Args:
@@ -128,9 +137,13 @@ def one_request(
     """
     channel = {"outbound": NotifyOnlyOutbound(outbound)} if outbound is not None else {}
     connection = Connection.from_envelope(version, client_info, client_capabilities, **channel)
-    return serve_one(
-        server, exchange, message["method"], message.get("params"), connection=connection, lifespan_state=opened
-    )
+    runner = ServerRunner(server, connection, opened)
+    try:
+        return await runner.on_request(exchange, message["method"], message.get("params"))
+    finally:
+        # `serve_one` closes the stack of every request, with a cancel scope and a timer; nearly all are empty.
+        if getattr(connection.exit_stack, "_exit_callbacks", True):
+            await aclose_shielded(connection)
 
 
 def conversation(server: Server[Any], outbound: Outbound, opened: Any) -> ServerRunner[Any]:

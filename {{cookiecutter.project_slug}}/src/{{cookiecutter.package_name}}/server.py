@@ -23,7 +23,7 @@ from .guards.deadline import Deadline
 from .guards.drain import Drain
 from .guards.request_log import RequestLog
 from .registry import Opened, Registry, Surroundings
-from .sdk import install
+from .sdk import LeanServer, install
 from .settings import Settings
 from .threads import Threads
 from .tooling import discover
@@ -122,7 +122,7 @@ def _answer(
 
     listed = [each.listed for each in registry.resources.values() if each.listed]
     templates = [each.listed_template for each in registry.resources.values() if each.listed_template]
-    return Server(
+    return LeanServer(
         NAME,
         version=metadata.version(NAME),
         lifespan=lifespan,

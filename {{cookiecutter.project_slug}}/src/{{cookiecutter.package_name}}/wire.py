@@ -11,8 +11,8 @@ import os
 import select
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from time import monotonic
 from traceback import extract_tb
@@ -39,6 +39,9 @@ class Wire:
         self._unsent = bytearray()
         self._dropped = 0
         self._flusher: threading.Thread | None = None
+        self._gathering: int | None = None
+        self._is_due = False
+        self._later: Callable[[Callable[[], None]], object] = lambda send: send()
         sys.excepthook = self._crash
         sys.unraisablehook = lambda failure: self._crash(failure.exc_type, failure.exc_value, failure.exc_traceback)
         threading.excepthook = lambda failure: self._crash(
@@ -64,10 +67,20 @@ class Wire:
                 self._dropped += 1
                 return
             self._unsent += self._report_dropped() + line + b"\n"
-            self._send()
-            if self._unsent and self._flusher is None:
-                self._flusher = threading.Thread(target=self._flush, name="log", daemon=True)
-                self._flusher.start()
+            if threading.get_ident() != self._gathering:
+                self._send()
+            elif not self._is_due:
+                self._is_due = True
+                self._later(self._send_gathered)
+
+    @contextmanager
+    def gathering(self, later: Callable[[Callable[[], None]], object]) -> Iterator[None]:
+        """Inside, this thread's lines leave a few at a time, when `later` runs what it is given."""
+        self._later, self._gathering = later, threading.get_ident()
+        try:
+            yield
+        finally:
+            self._gathering = None
 
     def write_output(self, text: str) -> None:
         """Write a command's result to the real stdout.
@@ -115,17 +128,25 @@ class Wire:
         count, self._dropped = self._dropped, 0
         return self._line("warning", "log_lines_dropped", {"count": count}) + b"\n" if count else b""
 
+    def _send_gathered(self) -> None:
+        with self._lock:
+            self._is_due = False
+            self._send()
+
     def _send(self) -> None:
-        """Write what is unsent, as far as the reader takes it."""
+        """Write what is unsent, as far as the reader takes it; the rest follows from a thread."""
         while self._unsent and self._has_room(0):
             try:
                 # A pipe with room has room for 4096 bytes (PIPE_BUF on Linux): more could block.
                 sent = os.write(self.stderr, self._unsent[:4096])
             except BlockingIOError:
-                return
+                break
             except OSError:
                 sent = len(self._unsent)  # the reader has gone
             del self._unsent[:sent]
+        if self._unsent and self._flusher is None:
+            self._flusher = threading.Thread(target=self._flush, name="log", daemon=True)
+            self._flusher.start()
 
     def _flush(self) -> None:
         while True:

@@ -3,7 +3,7 @@
 import asyncio
 import html
 import math
-from collections.abc import Awaitable, Mapping
+from collections.abc import Mapping
 from string import Template
 
 import anyio
@@ -21,7 +21,7 @@ from pydantic_core import to_json
 
 from .. import NAME
 from ..errors import Internal
-from ..sdk import NOT_A_MESSAGE, Answer, answer, http_status, one_request
+from ..sdk import NOT_A_MESSAGE, answer, http_status, one_request
 from ..server import Application
 from .exchange import Exchange, Receive, Scope, Send, Stream
 from .headers import Names, accepts, is_json, read_headers
@@ -161,11 +161,8 @@ class Edge:
         exchange = Exchange(message, headers, scope, receive, stream)
         opened = self._app.dependencies.opened
 
-        def work() -> Awaitable[Answer]:
-            request = one_request(self._app.mcp, exchange, message, version, info, capabilities, opened)
-            return answer(request, message["id"], "http")
-
-        found = await exchange.run(work, ends_with_client=is_modern)
+        request = one_request(self._app.mcp, exchange, message, version, info, capabilities, opened)
+        found = await exchange.run(answer(request, message["id"], "http"), ends_with_client=is_modern)
         if found is None:
             return
         if stream.begun:

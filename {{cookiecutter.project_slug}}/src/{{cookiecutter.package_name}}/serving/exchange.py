@@ -40,11 +40,12 @@ class Stream:
     def __init__(self, send: Send, headers: list[tuple[bytes, bytes]]) -> None:
         self._send = send
         self._headers = headers
-        self._lock = anyio.Lock()
+        self._lock: anyio.Lock | None = None
         self.begun = self.ended = False
 
     async def write(self, data: bytes, *, last: bool = False) -> None:
         """Write one chunk."""
+        self._lock = self._lock or anyio.Lock()
         async with self._lock:
             if not self.begun:
                 self.begun = True
@@ -115,14 +116,10 @@ class Exchange:
         if (params := progress_of(self._message, progress, total, message)) is not None:
             await self.notify("notifications/progress", params)
 
-    async def run(self, answer: Callable[[], Awaitable[Answer]], *, ends_with_client: bool) -> Answer | None:
-        """The answer; None if the client has gone first and `ends_with_client` (specification, basic/cancellation).
-
-        `attend` may be on its way when the answer comes (`over`), and only if it has begun is there anything to cancel
-        (`attended`): cancelling costs more than all the rest of this.
-        """
+    async def run(self, answer: Awaitable[Answer], *, ends_with_client: bool) -> Answer | None:
+        """The answer; None if the client has gone first and `ends_with_client` (specification, basic/cancellation)."""
         found: Answer | None = None
-        over = attended = False
+        over = attended = False  # the attendant may be on its way when the answer comes
 
         async def attend() -> None:
             nonlocal attended
@@ -138,7 +135,7 @@ class Exchange:
         async with anyio.create_task_group() as tasks:
             timer = asyncio.get_running_loop().call_later(_BRIEF_SECONDS, tasks.start_soon, attend)
             try:
-                found = await answer()
+                found = await answer
             finally:
                 timer.cancel()
                 over = True

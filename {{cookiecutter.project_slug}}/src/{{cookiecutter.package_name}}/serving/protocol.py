@@ -3,7 +3,7 @@
 import asyncio
 import re
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 
 from pydantic_core import to_json
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -73,6 +73,8 @@ class Protocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._in_head = False
         super().on_headers_complete()
+        if self.scope["method"] == "POST":
+            self.cycle.transport = cast("asyncio.Transport", _Whole(self.transport))
         if self._retires:
             self.cycle.keep_alive = False
 
@@ -146,3 +148,26 @@ class Protocol(HttpToolsProtocol):
             )
             self.transport.write(head.encode() + body)
             self.transport.close()
+
+
+class _Whole:
+    """The transport of one response: its head leaves with what comes first of its body, in one packet."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._head: bytes | None = None
+        self.is_closing = transport.is_closing
+
+    def write(self, data: bytes) -> None:
+        """Write, but keep the head for a moment."""
+        if self._head is None and not data.startswith(b"HTTP/1.1 100 "):
+            self._head = data
+        else:
+            self._transport.write((self._head or b"") + data)
+            self._head = b"" if self._head is not None else None
+
+    def close(self) -> None:
+        """Close; a head that is still kept goes first."""
+        if self._head:
+            self.write(b"")
+        self._transport.close()
