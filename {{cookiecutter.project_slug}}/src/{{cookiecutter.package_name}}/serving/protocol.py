@@ -6,7 +6,7 @@ from http import HTTPStatus
 from typing import Any, cast
 
 from pydantic_core import to_json
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from .refusals import refusal
 
@@ -28,19 +28,25 @@ class Protocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._received = self._body = 0
-        self._in_head, self._is_whole, self._retires = True, False, False
+        self._in_head, self._is_whole, self._retires, self._is_deaf = True, False, False, False
+        self._earlier: list[RequestResponseCycle] = []  # pipelined requests that are still owed their answer
         self._stall: asyncio.TimerHandle | None = None
         self._began = self.loop.time()
         self._patience: asyncio.TimerHandle | None = self.loop.call_later(_RECEIVE_SECONDS, self._out_of_patience)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        for cycle in self._earlier:  # uvicorn tells only the newest that its client has gone
+            cycle.disconnected = True
+            cycle.message_event.set()
         self._unset_keepalive_if_required()
         for timer in (self._patience, self._stall):
             if timer is not None:
                 timer.cancel()
 
     def data_received(self, data: bytes) -> None:
+        if self._is_deaf:
+            return
         self._received += len(data)
         if (self._in_head or self._is_whole) and _UPGRADE.search(data) is not None:
             # An offer of another protocol (Java's client makes one) may be ignored, but httptools 0.9 drops the body.
@@ -72,6 +78,8 @@ class Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._in_head = False
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._earlier = [cycle for cycle in self._earlier if not cycle.response_complete] + [self.cycle]
         super().on_headers_complete()
         if self.scope["method"] == "POST":
             self.cycle.transport = cast("asyncio.Transport", _Whole(self.transport))
@@ -83,8 +91,9 @@ class Protocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def _unsupported_upgrade_warning(self) -> None:
-        """The offer of another protocol came in pieces; the body is lost to the parser, and so is what follows."""
+        """The offer of another protocol came in pieces: the parser has lost the body, and would take it for a request."""
         self.cycle.keep_alive = False
+        self._is_deaf = True
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP."""
@@ -135,7 +144,7 @@ class Protocol(HttpToolsProtocol):
         if cycle is not None and not cycle.response_complete:
             if not cycle.more_body:  # it is whole, and owed its answer; what is wrong came after it
                 cycle.keep_alive = False
-                self.flow.pause_reading()
+                self._is_deaf = True
                 return
             if cycle.response_started:
                 self.transport.abort()
