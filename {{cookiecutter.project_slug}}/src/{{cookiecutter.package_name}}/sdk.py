@@ -225,7 +225,9 @@ def _error_result(server: Server[Any], protocol_version: str, shown: dict[str, A
 
 def _shown(rpc_id: Any) -> str | int | None:
     """The caller's id for the log: it can be as long as they like."""
-    return rpc_id[:64] if isinstance(rpc_id, str) else rpc_id if isinstance(rpc_id, int) else None
+    if isinstance(rpc_id, str):
+        return rpc_id[:64]
+    return rpc_id if isinstance(rpc_id, int) and abs(rpc_id) < 1 << 64 else None
 
 
 def _client(request: Any) -> str | None:

@@ -167,7 +167,9 @@ class Conversation:
         params = message.get("params") or {}
         if message["method"] == "notifications/cancelled":
             rpc_id = params.get("requestId")
-            if isinstance(rpc_id, str | int) and (scope := self._scopes.get(rpc_id)) is not None:
+            if isinstance(rpc_id, bool) or not isinstance(rpc_id, str | int):  # True would be 1
+                return
+            if (scope := self._scopes.get(rpc_id)) is not None:
                 scope.cancel()
         elif not self._is_modern:
             self._tasks.start_soon(self._notify_server, message)

@@ -1,8 +1,10 @@
 """MCP over HTTP on uvicorn: its start, its stop, and what is answered in between (`edge.py`)."""
 
+import asyncio
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from math import ceil
 
 import anyio
@@ -17,10 +19,10 @@ from .protocol import Protocol
 from .readiness import Readiness
 from .sessions import Sessions
 
-_KEEP_ALIVE_SECONDS = (
-    620  # longer than load balancers keep idle connections, or they send into closed ones (up to 600 s)
-)
+# Longer than load balancers keep idle connections (up to 600 s), or they send into closed ones.
+_KEEP_ALIVE_SECONDS = 620
 _CUT_SECONDS = 2  # for the answers of calls that were cut
+_FRESH_SECONDS = 0.5  # for the requests of those who connected as the listener closed
 _SPARE_SECONDS = 10  # for cleanup, beyond the drain, before the process is ended
 
 
@@ -96,6 +98,7 @@ class Http:
         await first_of(settings.drain_delay_seconds, self._hurried.wait)
         self._server.should_exit = True  # uvicorn takes no new connection from here on
         self._app.drain.begin()
+        await first_of(_FRESH_SECONDS, self._all_begun, self._hurried.wait)
         await first_of(settings.drain_timeout_seconds, self._edge.answered, self._hurried.wait)
         self.cut = self._app.drain.cut()
         self._each_connection(Protocol.give_up)
@@ -105,6 +108,12 @@ class Http:
             self._sessions.end_streams()
         self._each_connection(Protocol.abort_if_stuck)
         self._server.force_exit = self._hurried.is_set()
+
+    async def _all_begun(self) -> None:
+        """Wait for what those who have just connected are about to send."""
+        await self._server.closed.wait()
+        while any(isinstance(each, Protocol) and each.is_fresh for each in self._server.server_state.connections):
+            await anyio.sleep(0.01)
 
     def _each_connection(self, do: Callable[[Protocol], None]) -> None:
         for connection in list(self._server.server_state.connections):
@@ -121,12 +130,23 @@ class _Server(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
-        self.stopped = anyio.Event()
+        self.closed, self.stopped = anyio.Event(), anyio.Event()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Leave signals to `lifecycle.py`."""
         yield
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop, but first take the connections that the kernel has accepted: with the listener they would be reset."""
+        waiting = [found for listener in sockets or () for found in _accepted(listener)]
+        for each in self.servers:
+            each.close()
+        loop = asyncio.get_running_loop()
+        for found in waiting:
+            await loop.connect_accepted_socket(partial(Protocol, self.config, self.server_state, {}), found)
+        self.closed.set()
+        await super().shutdown(sockets)
 
     async def run_until_stopped(self, listener: socket.socket) -> None:
         """Serve on the listener."""
@@ -134,6 +154,14 @@ class _Server(uvicorn.Server):
             await self.serve(sockets=[listener])
         finally:
             self.stopped.set()
+
+
+def _accepted(listener: socket.socket) -> Iterator[socket.socket]:
+    with suppress(OSError):  # no more, or Windows, where another kind of loop accepts
+        while True:
+            found, _ = listener.accept()
+            found.setblocking(False)
+            yield found
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -100,10 +100,15 @@ class Protocol(HttpToolsProtocol):
         self._refuse(400, "This is not an HTTP/1.1 request.")
 
     def shutdown(self) -> None:
-        """Take no further request; one that is being received is served."""
+        """Take no further request; one that is being received, or is about to come, is served."""
         self._retires = True
-        if self._is_whole or not self._received:
+        if self._is_whole:
             super().shutdown()
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether its client has sent nothing yet."""
+        return self._in_head and not self._received and self.cycle is None
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -122,7 +127,9 @@ class Protocol(HttpToolsProtocol):
 
     def give_up(self) -> None:
         """Refuse a request that is still being received."""
-        if self._received and not self._is_whole:
+        if self.is_fresh:
+            self.transport.close()
+        elif not self._is_whole:
             self._refuse(503, "The server is stopping. Send this again.")
 
     def abort_if_stuck(self) -> None:
