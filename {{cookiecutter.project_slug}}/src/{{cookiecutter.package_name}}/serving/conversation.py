@@ -127,7 +127,6 @@ class Conversation:
                 exchange.close()
                 if not scope.cancel_called:  # by the client, who then expects no answer
                     self._output.write(found.body)
-                    await self._output.room()
             finally:
                 if self._scopes.get(rpc_id) is scope:  # a client may use an id twice
                     del self._scopes[rpc_id]

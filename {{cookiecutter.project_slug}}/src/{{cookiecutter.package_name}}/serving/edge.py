@@ -63,7 +63,6 @@ class Edge:
             for tool in app.registry.tools.values()
             if x_mcp_header_map(tool.signature.schema)
         }
-        self._progress = anyio.Event()
         self._ended = anyio.Event()
         self.pending = self.lost = 0
 
@@ -86,11 +85,6 @@ class Edge:
         except Refused as refused:
             await self._refuse(scope, send, refused)
 
-    async def answered(self) -> None:
-        """Wait until every request is answered."""
-        while self.pending:
-            await self._progress.wait()
-
     def end_streams(self) -> None:
         """End the streams that carry no answer."""
         self._ended.set()
@@ -109,9 +103,6 @@ class Edge:
             await self._refuse(scope, send, Refused(500, Internal().message, code=INTERNAL_ERROR))
         finally:
             self.pending -= 1
-            if self._readiness.state == "draining":
-                self._progress.set()
-                self._progress = anyio.Event()
 
     async def _post(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = self._admit(scope)

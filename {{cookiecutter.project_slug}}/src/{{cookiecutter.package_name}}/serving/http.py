@@ -22,7 +22,8 @@ from .sessions import Sessions
 # Longer than load balancers keep idle connections (up to 600 s), or they send into closed ones.
 _KEEP_ALIVE_SECONDS = 620
 _CUT_SECONDS = 2  # for the answers of calls that were cut
-_FRESH_SECONDS = 0.5  # for the requests of those who connected as the listener closed
+_EXPECTED_SECONDS = 0.5  # for the requests of those who connected as the listener closed, or have begun to send
+_TICK_SECONDS = 0.02  # of waiting for what tells nobody when it is over
 _SPARE_SECONDS = 10  # for cleanup, beyond the drain, before the process is ended
 
 
@@ -92,33 +93,44 @@ class Http:
         """Answer the calls in flight with `shutting_down`, and end."""
         self._hurried.set()
 
+    def has_hung_up(self) -> bool:
+        """Never: there will be other clients."""
+        return False
+
     async def _drain(self) -> None:
         settings = self._app.settings
         structlog.get_logger().info("draining", calls=self._edge.pending)
-        await first_of(settings.drain_delay_seconds, self._hurried.wait)
+        await self._wait(settings.drain_delay_seconds, lambda: True)
         self._server.should_exit = True  # uvicorn takes no new connection from here on
         self._app.drain.begin()
-        await first_of(_FRESH_SECONDS, self._all_begun, self._hurried.wait)
-        await first_of(settings.drain_timeout_seconds, self._edge.answered, self._hurried.wait)
+        await self._wait(_EXPECTED_SECONDS, self._expects_requests)
+        await self._wait(settings.drain_timeout_seconds, self._owes_answers)
         self.cut = self._app.drain.cut()
-        self._each_connection(Protocol.give_up)
-        await first_of(_CUT_SECONDS, self._edge.answered)
+        for each in self._connections():
+            each.give_up()
+        self._hurried = anyio.Event()
+        await self._wait(_CUT_SECONDS, self._owes_answers)
         self._edge.end_streams()
         if self._sessions is not None:
             self._sessions.end_streams()
-        self._each_connection(Protocol.abort_if_stuck)
-        self._server.force_exit = self._hurried.is_set()
+        self._edge.lost += sum(each.abort_if_stuck() for each in self._connections())
+        await self._hurried.wait()
+        self._server.force_exit = True
 
-    async def _all_begun(self) -> None:
-        """Wait for what those who have just connected are about to send."""
-        await self._server.closed.wait()
-        while any(isinstance(each, Protocol) and each.is_fresh for each in self._server.server_state.connections):
-            await anyio.sleep(0.01)
+    async def _wait(self, seconds: float, is_needed: Callable[[], bool]) -> None:
+        """Wait while it is needed, and nobody is in a hurry. It is not needed any more at the moment this returns."""
+        until = anyio.current_time() + seconds
+        while is_needed() and anyio.current_time() < until and not self._hurried.is_set():
+            await first_of(min(_TICK_SECONDS, until - anyio.current_time()), self._hurried.wait)
 
-    def _each_connection(self, do: Callable[[Protocol], None]) -> None:
-        for connection in list(self._server.server_state.connections):
-            if isinstance(connection, Protocol):
-                do(connection)
+    def _expects_requests(self) -> bool:
+        return not self._server.closed.is_set() or any(each.is_expected for each in self._connections())
+
+    def _owes_answers(self) -> bool:
+        return self._edge.pending > 0 or any(each.is_stuck for each in self._connections())
+
+    def _connections(self) -> list[Protocol]:
+        return [each for each in self._server.server_state.connections if isinstance(each, Protocol)]
 
     def _url(self) -> str:
         host, port = self._listener.getsockname()[:2]

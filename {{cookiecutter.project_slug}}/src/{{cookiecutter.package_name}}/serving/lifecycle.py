@@ -33,6 +33,9 @@ class Serving(Protocol):
     def hurry(self) -> None:
         """Finish nothing any more."""
 
+    def has_hung_up(self) -> bool:
+        """Whether the only client has gone. Called from another thread."""
+
 
 @contextmanager
 def attended(serving: Serving, tools: Mapping[CodeType, str], end: Callable[[], None]) -> Iterator[Limit]:
@@ -41,7 +44,8 @@ def attended(serving: Serving, tools: Mapping[CodeType, str], end: Callable[[], 
     Signals are counted in their handler, which runs while a tool holds the event loop too; if the stop does not come to
     its end in time, `end` ends the process from another thread. Not to be left: the handlers stay.
     """
-    loop, signals, watchdog = asyncio.get_running_loop(), count(1), Watchdog(tools, end)
+    loop, signals = asyncio.get_running_loop(), count(1)
+    watchdog = Watchdog(tools, lambda: serving.stop_seconds if serving.has_hung_up() else None, end)
 
     def handle(number: int, frame: FrameType | None) -> None:
         first = next(signals) == 1

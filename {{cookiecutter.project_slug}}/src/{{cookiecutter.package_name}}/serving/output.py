@@ -40,9 +40,9 @@ class Output:
         return len(self._unsent) > _FULL
 
     @property
-    def is_empty(self) -> bool:
-        """Whether everything has been handed over."""
-        return not self._unsent
+    def waiting(self) -> int:
+        """How many messages have not been handed over, or only in part."""
+        return self._unsent.count(b"\n")
 
     def write(self, message: bytes) -> None:
         """Send one message, soon."""

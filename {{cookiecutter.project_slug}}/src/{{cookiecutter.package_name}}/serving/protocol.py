@@ -104,11 +104,13 @@ class Protocol(HttpToolsProtocol):
         self._retires = True
         if self._is_whole:
             super().shutdown()
+        elif self.cycle is not None:
+            self.cycle.keep_alive = False
 
     @property
-    def is_fresh(self) -> bool:
-        """Whether its client has sent nothing yet."""
-        return self._in_head and not self._received and self.cycle is None
+    def is_expected(self) -> bool:
+        """Whether its client has connected, or begun to send, but not come to the end of a request's head."""
+        return self._in_head and not self._is_whole
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -127,15 +129,21 @@ class Protocol(HttpToolsProtocol):
 
     def give_up(self) -> None:
         """Refuse a request that is still being received."""
-        if self.is_fresh:
+        if not self._received and self.is_expected:
             self.transport.close()
         elif not self._is_whole:
             self._refuse(503, "The server is stopping. Send this again.")
 
-    def abort_if_stuck(self) -> None:
-        """Give up a connection whose client does not read: closing it would wait for that."""
-        if self.transport.get_write_buffer_size():
+    @property
+    def is_stuck(self) -> bool:
+        """Whether its client has not read all that it was sent."""
+        return self.transport.get_write_buffer_size() > 0
+
+    def abort_if_stuck(self) -> bool:
+        """Give up a connection whose client does not read, as closing it would wait for that; returns whether it did."""
+        if found := self.is_stuck:
             self.transport.abort()
+        return found
 
     def _out_of_patience(self) -> None:
         allowed = _RECEIVE_SECONDS + self._received / _LEAST_RATE

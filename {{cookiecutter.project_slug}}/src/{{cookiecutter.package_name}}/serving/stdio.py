@@ -6,6 +6,7 @@ message, and drops the calls in flight at the end of input.
 
 import asyncio
 import os
+import select
 import stat
 import sys
 from collections import deque
@@ -90,6 +91,14 @@ class Stdio:
         """Answer the calls in flight with `shutting_down`, and end."""
         self._hurried.set()
 
+    def has_hung_up(self) -> bool:
+        """Whether nobody holds the other end of the input any more."""
+        if sys.platform == "win32" or not self._pollable:
+            return False
+        poll = select.poll()
+        poll.register(self._input, 0)  # POLLHUP is always told
+        return bool(poll.poll(0))
+
     def end(self) -> None:
         """As at the end of input."""
         self._ended.set()
@@ -125,10 +134,10 @@ class Stdio:
         await first_of(_DRAIN_SECONDS, self._answered, self._hurried.wait)
         self.cut = self._app.drain.cut()
         await first_of(_CUT_SECONDS, self._answered)
-        return self._client.pending + self._output.lost + len(self._lines)
+        return self._client.pending + self._output.lost + self._output.waiting + len(self._lines)
 
     async def _answered(self) -> None:
-        while (self._is_open and self._lines) or self._client.pending or not self._output.is_empty:
+        while (self._is_open and self._lines) or self._client.pending or self._output.waiting:
             await self._output.changed()
 
     async def _read_in_thread(self) -> None:

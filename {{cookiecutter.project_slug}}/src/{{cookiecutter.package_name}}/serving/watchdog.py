@@ -23,9 +23,19 @@ class Watchdog:
     A `time.sleep` or a long computation in an `async def` tool stops every other call, probes and signals included.
     """
 
-    def __init__(self, tools: Mapping[CodeType, str], end: Callable[[], None]) -> None:
-        """`tools`: the functions that are served. `end`: ends the process at once."""
+    def __init__(
+        self, tools: Mapping[CodeType, str], at_hangup: Callable[[], float | None], end: Callable[[], None]
+    ) -> None:
+        """The parts it is made of.
+
+        Args:
+            tools: the functions that are served.
+            at_hangup: how many seconds the process has left if its client has gone, else None; asked while the loop,
+                which would see that itself, is stuck.
+            end: ends the process at once.
+        """
         self._tools = tools
+        self._at_hangup = at_hangup
         self._end = end
         self._closed = threading.Event()
         self._deadline = math.inf
@@ -52,6 +62,8 @@ class Watchdog:
         asked = monotonic()
         loop.call_soon_threadsafe(beat.set)
         while not self._closed.wait(_STALL_SECONDS if stalled is None and self._deadline == math.inf else 0.01):
+            if stalled is not None and (seconds := self._at_hangup()) is not None:
+                self.limit(seconds)
             if monotonic() > self._deadline:
                 log.error("stop_overdue", **self._holder(owner))
                 self._end()
