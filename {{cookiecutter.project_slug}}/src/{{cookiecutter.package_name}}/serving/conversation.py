@@ -126,7 +126,7 @@ class Conversation:
                 found = await answer(self._handle(message, exchange), rpc_id, "stdio")
                 exchange.close()
                 if not scope.cancel_called:  # by the client, who then expects no answer
-                    self._output.write(found.body)
+                    self._output.write(found.body, at_once=self.pending == 1)
             finally:
                 if self._scopes.get(rpc_id) is scope:  # a client may use an id twice
                     del self._scopes[rpc_id]

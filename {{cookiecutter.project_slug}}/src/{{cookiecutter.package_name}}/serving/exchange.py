@@ -88,12 +88,17 @@ class Exchange:
         self, message: Json, headers: Mapping[str, str], scope: Scope, receive: Receive, stream: Stream
     ) -> None:
         self.request_id: str | int = message["id"]
-        self.transport = TransportContext(kind="streamable-http", can_send_request=False, headers=headers)
+        self._headers = headers
         self.message_metadata = ServerMessageMetadata(request_context=Request(scope, receive))
         self._message = message
         self._receive = receive
         self._stream = stream
         self._cancel_requested: anyio.Event | None = None
+
+    @property
+    def transport(self) -> TransportContext:
+        """What is known of the way the request came."""
+        return TransportContext(kind="streamable-http", can_send_request=False, headers=self._headers)
 
     @property
     def cancel_requested(self) -> anyio.Event:

@@ -44,8 +44,8 @@ class Output:
         """How many messages have not been handed over, or only in part."""
         return self._unsent.count(b"\n")
 
-    def write(self, message: bytes) -> None:
-        """Send one message, soon."""
+    def write(self, message: bytes, *, at_once: bool = False) -> None:
+        """Send one message, with the others of this turn unless `at_once`."""
         if self._failure is not None:
             self.lost += self._failure not in _GONE
             return
@@ -53,7 +53,10 @@ class Output:
         self._unsent += b"\n"
         if not self._scheduled:
             self._scheduled = True
-            self._loop.call_soon(self._flush)
+            if at_once:
+                self._flush()
+            else:
+                self._loop.call_soon(self._flush)
 
     async def room(self) -> None:
         """Wait while the client does not read."""
