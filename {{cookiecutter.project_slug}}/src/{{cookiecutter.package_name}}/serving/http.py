@@ -1,11 +1,11 @@
 """MCP over HTTP on uvicorn: its start, its stop, and what is answered in between (`edge.py`)."""
 
 import asyncio
+import math
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
-from math import ceil
 
 import anyio
 import structlog
@@ -49,7 +49,8 @@ class Http:
                 forwarded_allow_ips=list(settings.trusted_proxies),
                 server_header=False,
                 timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-                timeout_graceful_shutdown=ceil(settings.drain_timeout_seconds) + 5,  # a backstop: the drain is ours
+                timeout_graceful_shutdown=math.ceil(settings.drain_timeout_seconds)
+                + 5,  # a backstop: the drain is ours
                 ws="none",  # MCP has no use for it
             )
         )
@@ -108,13 +109,13 @@ class Http:
         self.cut = self._app.drain.cut()
         for each in self._connections():
             each.give_up()
-        self._hurried = anyio.Event()
+        hurried, self._hurried = self._hurried, anyio.Event()
         await self._wait(_CUT_SECONDS, self._owes_answers)
         self._edge.end_streams()
         if self._sessions is not None:
             self._sessions.end_streams()
         self._edge.lost += sum(each.abort_if_stuck() for each in self._connections())
-        await self._hurried.wait()
+        await first_of(math.inf, hurried.wait, self._hurried.wait)
         self._server.force_exit = True
 
     async def _wait(self, seconds: float, is_needed: Callable[[], bool]) -> None:

@@ -10,7 +10,7 @@ import select
 import stat
 import sys
 from collections import deque
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 
 import anyio
 import anyio.to_thread
@@ -142,7 +142,7 @@ class Stdio:
 
     async def _read_in_thread(self) -> None:
         while not self._ended.is_set():
-            self._feed(await anyio.to_thread.run_sync(os.read, self._input, _CHUNK, abandon_on_cancel=True))
+            self._feed(await anyio.to_thread.run_sync(self._read, abandon_on_cancel=True))
             while self._lines and not self._ended.is_set():
                 await self._output.changed()
 
@@ -157,12 +157,16 @@ class Stdio:
             self._loop.remove_reader(self._input)
 
     def _readable(self) -> None:
+        with suppress(BlockingIOError):
+            self._feed(self._read())
+
+    def _read(self) -> bytes:
         try:
-            self._feed(os.read(self._input, _CHUNK))
+            return os.read(self._input, _CHUNK)
         except BlockingIOError:
-            pass
-        except ConnectionResetError:
-            self._feed(b"")
+            raise
+        except OSError:  # a connection that was reset, a terminal that hung up
+            return b""
 
     def _feed(self, chunk: bytes) -> None:
         if not chunk:
