@@ -128,7 +128,8 @@ class Http:
         return not self._server.closed.is_set() or any(each.is_expected for each in self._connections())
 
     def _owes_answers(self) -> bool:
-        return self._edge.pending > 0 or any(each.is_stuck for each in self._connections())
+        # A POST whose last byte has just come is pending a turn of the loop later.
+        return self._edge.pending > 0 or any(each.owes_answer for each in self._connections())
 
     def _connections(self) -> list[Protocol]:
         return [each for each in self._server.server_state.connections if isinstance(each, Protocol)]

@@ -135,13 +135,18 @@ class Protocol(HttpToolsProtocol):
             self._refuse(503, "The server is stopping. Send this again.")
 
     @property
-    def is_stuck(self) -> bool:
-        """Whether its client has not read all that it was sent."""
+    def owes_answer(self) -> bool:
+        """Whether a POST is not answered yet, or its client has not read all of the answer."""
+        is_answering = self.cycle is not None and not self.cycle.response_complete and self.scope["method"] == "POST"
+        return is_answering or self._is_stuck
+
+    @property
+    def _is_stuck(self) -> bool:
         return self.transport.get_write_buffer_size() > 0
 
     def abort_if_stuck(self) -> bool:
         """Give up a connection whose client does not read, as closing it would wait for that; returns whether it did."""
-        if found := self.is_stuck:
+        if found := self._is_stuck:
             self.transport.abort()
         return found
 
