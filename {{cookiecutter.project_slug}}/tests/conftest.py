@@ -1,5 +1,6 @@
 """Fixtures: `connect()` for the tests of your tools, raw peers for the tests of the server."""
 
+import os
 import shutil
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -17,6 +18,11 @@ from .harness import MODERN, PACKAGE, SERVE_HTTP, WAYS, Peer, Server, Way, envir
 
 PACKAGE_FOLDER = Path({{ cookiecutter.package_name }}.__file__).parent
 ROOT = Path(__file__).parent.parent
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Two for each core, as the tests mostly wait for processes."""
+    return 2 * (os.cpu_count() or 1)
 
 
 class Connect(Protocol):
