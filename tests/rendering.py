@@ -91,6 +91,7 @@ def run(project: Path, line: str, python: str | None = None) -> subprocess.Compl
     assert program == "uv"
     # uv warns when its cache is on another file system and it has to copy; told to copy, it does not.
     variables = environment() | {"UV_LINK_MODE": "copy"} | ({"UV_PYTHON": python} if python else {})
+    variables["PYTEST_XDIST_AUTO_NUM_WORKERS"] = str(os.cpu_count() or 1)  # other tests run beside a project's own
     return subprocess.run([uv(), *arguments], cwd=project, env=variables, capture_output=True, text=True, check=False)
 
 

@@ -20,9 +20,9 @@ PACKAGE_FOLDER = Path({{ cookiecutter.package_name }}.__file__).parent
 ROOT = Path(__file__).parent.parent
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """Two for each core, as the tests mostly wait for processes."""
-    return 2 * (os.cpu_count() or 1)
+def pytest_xdist_auto_num_workers() -> int | None:
+    """Two for each core, as the tests mostly wait for processes; pytest-xdist's own variable wins."""
+    return None if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ else 2 * (os.cpu_count() or 1)
 
 
 class Connect(Protocol):
