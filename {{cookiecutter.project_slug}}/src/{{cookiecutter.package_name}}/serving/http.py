@@ -49,8 +49,9 @@ class Http:
                 forwarded_allow_ips=list(settings.trusted_proxies),
                 server_header=False,
                 timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-                timeout_graceful_shutdown=math.ceil(settings.drain_timeout_seconds)
-                + 5,  # a backstop: the drain is ours
+                timeout_graceful_shutdown=math.ceil(
+                    settings.drain_timeout_seconds + 5
+                ),  # a backstop: the drain is ours
                 ws="none",  # MCP has no use for it
             )
         )

@@ -76,7 +76,7 @@ class Watchdog:
                     loop.call_soon_threadsafe(beat.set)
                 except RuntimeError:  # the loop has been closed
                     return
-            elif stalled is None and (holder := self._holder(owner)):
+            elif stalled is None and monotonic() - asked >= _STALL_SECONDS and (holder := self._holder(owner)):
                 stalled = asked
                 log.warning("event_loop_stalled", **holder)
 
