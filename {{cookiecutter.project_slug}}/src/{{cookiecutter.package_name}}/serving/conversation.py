@@ -26,7 +26,7 @@ from pydantic_core import to_json
 
 from ..sdk import answer, complete_error, conversation, end_conversation, one_request
 from ..server import Application
-from .messages import Json, Unreadable, parse, progress_of
+from .messages import Json, RequestContext, Unreadable, parse
 from .output import Output
 
 _MOST_PENDING = 1000  # requests, beside the calls that may run, that are read before one is answered
@@ -191,18 +191,16 @@ class Conversation:
             found.set_exception(MCPError(INVALID_REQUEST, "The client's answer is malformed"))
 
 
-class _Exchange:
-    """What the SDK calls the dispatch context of a request (`mcp.shared.dispatcher.DispatchContext`)."""
+class _Exchange(RequestContext):
+    """A request on the pipe."""
 
     message_metadata = None
 
     def __init__(self, client: Conversation, message: Json) -> None:
-        self.request_id: str | int | None = message.get("id")
+        super().__init__(message)
         self.can_send_request = False
         self._is_closed = False
         self._client = client
-        self._message = message
-        self._cancel_requested: anyio.Event | None = None
 
     def close(self) -> None:
         """What comes after the answer is dropped."""
@@ -213,12 +211,6 @@ class _Exchange:
     def transport(self) -> TransportContext:
         """What is known of the way the request came."""
         return TransportContext(kind="stdio", can_send_request=self.can_send_request)
-
-    @property
-    def cancel_requested(self) -> anyio.Event:
-        """Never set: cancelling a request stops what serves it."""
-        self._cancel_requested = self._cancel_requested or anyio.Event()
-        return self._cancel_requested
 
     async def send_raw_request(
         self, method: str, params: Mapping[str, Any] | None, opts: CallOptions | None = None
@@ -232,8 +224,3 @@ class _Exchange:
         """Send a notification that belongs to the request."""
         if not self._is_closed:
             await self._client.notify(method, params)
-
-    async def progress(self, progress: float, total: float | None = None, message: str | None = None) -> None:
-        """Report progress, if the caller asked for it."""
-        if (params := progress_of(self._message, progress, total, message)) is not None:
-            await self.notify("notifications/progress", params)

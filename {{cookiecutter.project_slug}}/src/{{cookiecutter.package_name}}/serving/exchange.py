@@ -17,7 +17,7 @@ from pydantic_core import to_json
 from starlette.requests import Request
 
 from ..sdk import Answer
-from .messages import Json, progress_of
+from .messages import Json, RequestContext
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -75,8 +75,8 @@ def _event(data: bytes) -> bytes:
     return b"event: message\r\ndata: " + data + b"\r\n\r\n"
 
 
-class Exchange:
-    """What the SDK calls the dispatch context of a request (`mcp.shared.dispatcher.DispatchContext`).
+class Exchange(RequestContext):
+    """A request over HTTP.
 
     Notifications that belong to the request go to its own answer. The server cannot ask the client anything here: a
     stateless client has nowhere to answer to.
@@ -87,24 +87,16 @@ class Exchange:
     def __init__(
         self, message: Json, headers: Mapping[str, str], scope: Scope, receive: Receive, stream: Stream
     ) -> None:
-        self.request_id: str | int = message["id"]
+        super().__init__(message)
         self._headers = headers
         self.message_metadata = ServerMessageMetadata(request_context=Request(scope, receive))
-        self._message = message
         self._receive = receive
         self._stream = stream
-        self._cancel_requested: anyio.Event | None = None
 
     @property
     def transport(self) -> TransportContext:
         """What is known of the way the request came."""
         return TransportContext(kind="streamable-http", can_send_request=False, headers=self._headers)
-
-    @property
-    def cancel_requested(self) -> anyio.Event:
-        """Never set: a request over HTTP is cancelled as a whole."""
-        self._cancel_requested = self._cancel_requested or anyio.Event()
-        return self._cancel_requested
 
     async def send_raw_request(
         self, method: str, params: Mapping[str, Any] | None, opts: CallOptions | None = None
@@ -115,11 +107,6 @@ class Exchange:
     async def notify(self, method: str, params: Mapping[str, Any] | None, opts: CallOptions | None = None) -> None:
         """Send a notification ahead of the answer."""
         await self._stream.message({"jsonrpc": "2.0", "method": method, "params": dict(params or {})})
-
-    async def progress(self, progress: float, total: float | None = None, message: str | None = None) -> None:
-        """Report progress, if the caller asked for it."""
-        if (params := progress_of(self._message, progress, total, message)) is not None:
-            await self.notify("notifications/progress", params)
 
     async def run(self, answer: Awaitable[Answer], *, ends_with_client: bool) -> Answer | None:
         """The answer; None if the client has gone first and `ends_with_client` (specification, basic/cancellation)."""

@@ -1,7 +1,10 @@
 """JSON-RPC messages as they come in, on either transport."""
 
+from collections.abc import Mapping
 from typing import Any
 
+import anyio
+from mcp.shared.dispatcher import CallOptions
 from mcp_types import INVALID_REQUEST, PARSE_ERROR
 from pydantic_core import from_json
 
@@ -45,11 +48,28 @@ def parse(data: bytes | bytearray) -> Json:
     return message
 
 
-def progress_of(message: Json, progress: float, total: float | None, text: str | None) -> Json | None:
-    """The parameters of a progress notification about a request; None if its sender wants none."""
-    meta = (message.get("params") or {}).get("_meta")
-    token = meta.get("progressToken") if isinstance(meta, dict) else None
-    if isinstance(token, bool) or not isinstance(token, str | int):
-        return None
-    params = {"progressToken": token, "progress": progress, "total": total, "message": text}
-    return {name: value for name, value in params.items() if value is not None}
+class RequestContext:
+    """What both transports share of the SDK's dispatch context of a request (`mcp.shared.dispatcher.DispatchContext`)."""
+
+    def __init__(self, message: Json) -> None:
+        self.request_id: str | int | None = message.get("id")
+        meta = (message.get("params") or {}).get("_meta")
+        self._progress_token = meta.get("progressToken") if isinstance(meta, dict) else None
+        self._cancel_requested: anyio.Event | None = None
+
+    @property
+    def cancel_requested(self) -> anyio.Event:
+        """Never set: cancelling a request stops what serves it."""
+        self._cancel_requested = self._cancel_requested or anyio.Event()
+        return self._cancel_requested
+
+    async def notify(self, method: str, params: Mapping[str, Any] | None, opts: CallOptions | None = None) -> None:
+        """Send a notification that belongs to the request."""
+        raise NotImplementedError
+
+    async def progress(self, progress: float, total: float | None = None, message: str | None = None) -> None:
+        """Report progress, if the caller asked for it."""
+        token = self._progress_token
+        if isinstance(token, str | int) and not isinstance(token, bool):
+            params = {"progressToken": token, "progress": progress, "total": total, "message": message}
+            await self.notify("notifications/progress", {k: v for k, v in params.items() if v is not None})
