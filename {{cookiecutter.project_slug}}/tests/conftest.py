@@ -3,18 +3,21 @@
 import os
 import shutil
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Protocol
 
+import httpx2
 import pytest
 from mcp import Client
 from mcp.client.stdio import StdioServerParameters
+from mcp.client.streamable_http import streamable_http_client
 
 import {{ cookiecutter.package_name }}
+from {{ cookiecutter.package_name }}.auth.api_keys import new_key
 
-from .harness import MODERN, PACKAGE, SERVE_HTTP, WAYS, Peer, Server, Way, environment
+from .harness import MODERN, PACKAGE, PATIENCE, SERVE_HTTP, WAYS, Peer, Server, Way, environment
 
 PACKAGE_FOLDER = Path({{ cookiecutter.package_name }}.__file__).parent
 ROOT = Path(__file__).parent.parent
@@ -26,9 +29,14 @@ def pytest_xdist_auto_num_workers() -> int | None:
 
 
 class Connect(Protocol):
-    """`async with connect() as client:` starts the server and connects the SDK's client to it."""
+    """`async with connect() as client:` starts the server and connects the SDK's client to it.
 
-    def __call__(self, settings: Mapping[str, str] | None = None) -> AbstractAsyncContextManager[Client]: ...
+    `scopes`: what the client is granted, over stdio as the local user, over HTTP by an API key.
+    """
+
+    def __call__(
+        self, settings: Mapping[str, str] | None = None, *, scopes: Iterable[str] = ()
+    ) -> AbstractAsyncContextManager[Client]: ...
 
 
 @pytest.fixture(params=WAYS, ids=str)
@@ -46,7 +54,7 @@ def http_server() -> Iterator[Server]:
 
 
 @pytest.fixture
-def connect(way: Way, request: pytest.FixtureRequest) -> Connect:
+def connect(way: Way, request: pytest.FixtureRequest, tmp_path: Path) -> Connect:
     """A factory of connected clients; the test runs once for each of the four ways.
 
     It is entered inside the test: a client that a fixture has entered fails when it is left, in another task.
@@ -54,13 +62,24 @@ def connect(way: Way, request: pytest.FixtureRequest) -> Connect:
     mode = MODERN if way.version == MODERN else "legacy"
 
     @asynccontextmanager
-    async def connected(settings: Mapping[str, str] | None = None) -> AsyncIterator[Client]:
+    async def connected(
+        settings: Mapping[str, str] | None = None, *, scopes: Iterable[str] = ()
+    ) -> AsyncIterator[Client]:
         if way.transport == "stdio":
+            granted = {"MCP_LOCAL_SCOPES": ",".join(scopes), **(settings or {})}
             command = StdioServerParameters(
-                command=sys.executable, args=["-m", PACKAGE], env=environment(settings=settings)
+                command=sys.executable, args=["-m", PACKAGE], env=environment(settings=granted)
             )
             async with Client(command, mode=mode) as client:
                 yield client
+        elif scopes:
+            file = tmp_path / "keys.json"
+            headers = {"Authorization": f"Bearer {new_key(file, 'tests', scopes, None)}"}
+            granted = {"MCP_AUTH_MODE": "api_key", "MCP_API_KEYS_FILE": str(file), **(settings or {})}
+            with Server(*SERVE_HTTP, settings=granted) as guarded:
+                async with httpx2.AsyncClient(headers=headers, timeout=PATIENCE) as http:
+                    async with Client(streamable_http_client(guarded.url, http_client=http), mode=mode) as client:
+                        yield client
         elif settings is None:
             server: Server = request.getfixturevalue("http_server")
             async with Client(server.url, mode=mode) as client:

@@ -9,9 +9,9 @@ from .conftest import PACKAGE_FOLDER
 
 # Each may import what stands after it, and its own neighbours where it is a folder.
 ORDER = (
-    *("__main__", "cli", "clients", "scaffold", "serving", "server", "sdk", "dependencies", "registry", "contracts"),
-    *("tools", "resources", "prompts", "shop", "guards", "calls", "auth", "tooling", "settings", "validation"),
-    *("threads", "logs", "errors", "text", "wire", "__init__"),
+    *("__main__", "cli", "clients", "scaffold", "doctor", "serving", "server", "sdk", "dependencies", "registry"),
+    *("contracts", "tools", "resources", "prompts", "shop", "guards", "calls", "limits", "tooling", "auth"),
+    *("settings", "validation", "threads", "logs", "errors", "text", "wire", "__init__"),
 )
 USERS = {"tools", "resources", "prompts"}
 MODULES = sorted(path.relative_to(PACKAGE_FOLDER) for path in PACKAGE_FOLDER.rglob("*.py"))

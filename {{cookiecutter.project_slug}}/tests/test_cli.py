@@ -97,6 +97,24 @@ def test_client_config_for_http_names_the_address(client: str) -> None:
     assert "http://127.0.0.1:8123/mcp" in run_command("client-config", client, settings=settings).stdout
 
 
+@pytest.mark.parametrize("client", CLIENTS)
+def test_client_config_says_where_the_key_goes(client: str, tmp_path: Path) -> None:
+    """In the header, filled in by the client; the address is the one clients use."""
+    settings = {"MCP_TRANSPORT": "http", "MCP_AUTH_MODE": "api_key", "MCP_API_KEYS_FILE": str(tmp_path / "keys.json")}
+    shown = run_command("client-config", client, settings=settings | {"MCP_PUBLIC_URL": "https://tools.example.com/x"})
+    (entry,) = json.loads(shown.stdout)["servers" if client == "vscode" else "mcpServers"].values()
+    assert "https://tools.example.com/x" in (entry.get("url"), *entry.get("args", ()))
+    header = entry["headers"]["Authorization"] if "headers" in entry else entry["env"]["AUTHORIZATION"]
+    assert header.startswith("Bearer ")
+
+
+def test_client_config_grants_the_local_scopes() -> None:
+    """The snippet starts the server with what this configuration grants."""
+    shown = json.loads(run_command("client-config", "cursor", settings={"MCP_LOCAL_SCOPES": "a:b, c:d"}).stdout)
+    (entry,) = shown["mcpServers"].values()
+    assert entry["env"] == {"MCP_LOCAL_SCOPES": "a:b,c:d"}
+
+
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """A copy of the project, to write in."""

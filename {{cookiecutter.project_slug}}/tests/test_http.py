@@ -270,8 +270,10 @@ def test_path_that_is_not_there(peer: Peer) -> None:
 
 @pytest.mark.parametrize("way", HTTP, ids=str)
 def test_privileged_tool_over_http(peer: Peer) -> None:
-    """`MCP_LOCAL_SCOPES` is for the pipe: nobody over HTTP gets it."""
-    assert peer.error("probe_privileged")["code"] == "unauthenticated"
+    """Where no credentials are taken, nobody has a scope, and the message says who can change that."""
+    error = peer.error("probe_privileged")
+    assert error["code"] == "forbidden"
+    assert "MCP_AUTH_MODE" in error["message"]
 
 
 def test_local_scopes_do_not_reach_http(start: Start) -> None:
@@ -279,13 +281,14 @@ def test_local_scopes_do_not_reach_http(start: Start) -> None:
     server = start(*SERVE_HTTP, settings={"MCP_LOCAL_SCOPES": "probe:use,probe:more"})
     for way in HTTP:
         peer = Peer(way, server)
-        assert peer.error("probe_privileged")["code"] == "unauthenticated"
+        assert peer.error("probe_privileged")["code"] == "forbidden"
         peer.http.close()
 
 
 @pytest.mark.parametrize("way", STDIO, ids=str)
 def test_local_scopes_on_stdio(start: Start, way: Way) -> None:
-    """Some of what is needed: forbidden, and the message says how to get the rest. All: served."""
+    """None or some of what is needed: forbidden, and the message says how to get the rest. All: served."""
+    assert Peer(way, start()).error("probe_privileged")["code"] == "forbidden"
     error = Peer(way, start(settings={"MCP_LOCAL_SCOPES": "probe:use"})).error("probe_privileged")
     assert error["code"] == "forbidden"
     assert "MCP_LOCAL_SCOPES=probe:more,probe:use" in error["message"]

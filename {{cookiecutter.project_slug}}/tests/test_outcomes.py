@@ -15,7 +15,7 @@ def assert_outcome(peer: Peer, error: Json, code: str, *, retryable: bool = Fals
 
 TABLE: dict[str, tuple[str, Json, bool]] = {
     "invalid_arguments": ("probe_arguments", {"count": "3"}, False),
-    "unauthenticated": ("probe_privileged", {}, False),
+    "forbidden": ("probe_privileged", {}, False),
     "rate_limited": ("probe_raises", {"code": "rate_limited"}, True),
     "unavailable": ("probe_raises", {"code": "unavailable"}, True),
     "timeout": ("probe_slow", {}, True),
@@ -73,8 +73,8 @@ def test_success_is_ok(peer: Peer) -> None:
         ("prompts/get", {"name": "probe_prompt", "arguments": {"count": "x"}}, -32602, "invalid_arguments"),
         ("resources/read", {"uri": "probe://nowhere"}, -32602, "not_found"),
         ("resources/read", {"uri": "probe://numbers/10"}, -32602, "invalid_arguments"),
-        ("resources/read", {"uri": "probe://secret"}, 401, "unauthenticated"),
-        ("prompts/get", {"name": "probe_privileged_prompt"}, 401, "unauthenticated"),
+        ("resources/read", {"uri": "probe://secret"}, 403, "forbidden"),
+        ("prompts/get", {"name": "probe_privileged_prompt"}, 403, "forbidden"),
         ("tools/list", {"cursor": "made-up"}, -32602, "invalid_request"),
         ("tools/call", {"name": "probe_list", "arguments": []}, -32602, "invalid_request"),
         ("no/such/method", {}, -32601, "invalid_request"),
@@ -121,7 +121,7 @@ def test_refused_call_never_reaches_the_tool(peer: Peer) -> None:
 
 def test_refusal_for_scopes_comes_before_anything_else(peer: Peer) -> None:
     """A caller who may not use a tool learns nothing else about it."""
-    assert peer.error("probe_privileged", nonsense=1)["code"] == "unauthenticated"
+    assert peer.error("probe_privileged", nonsense=1)["code"] == "forbidden"
 
 
 def test_own_error_result_is_completed(peer: Peer) -> None:

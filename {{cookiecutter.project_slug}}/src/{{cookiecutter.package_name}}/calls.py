@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, Protocol
 
+from .auth.credentials import Rejected
 from .auth.principal import Principal
 
 Transport = Literal["stdio", "http"]
@@ -19,6 +20,10 @@ class Target(Protocol):
     @property
     def scopes(self) -> frozenset[str]:
         """All of them are needed."""
+
+    @property
+    def cost(self) -> int:
+        """What one call takes from its caller's rate limit."""
 
     @property
     def timeout_seconds(self) -> float | None:
@@ -36,18 +41,22 @@ class Call:
     """One MCP request.
 
     `target` is None for requests that reach no code of the user's (lists, `server/discover`) and for unknown names.
+    `needs`: all scopes that it takes.
     """
 
     request_id: str
     rpc_id: str | int | None
     method: str
     target: Target | None
+    needs: frozenset[str]
     principal: Principal
     transport: Transport
     protocol_version: str
     trace_id: str | None = None
     client: str | None = None
     """Over HTTP: the address it came from, as the trusted proxies report it."""
+    rejected: Rejected | None = None
+    """Why the caller's credential is of no use."""
 
 
 def effect_of(target: Target) -> tuple[str, bool]:

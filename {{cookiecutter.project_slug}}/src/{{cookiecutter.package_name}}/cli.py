@@ -5,6 +5,7 @@ import contextlib
 import io
 import os
 import signal
+import sys
 from collections.abc import Sequence
 from functools import partial
 from importlib import metadata
@@ -12,7 +13,7 @@ from typing import Any, NoReturn
 
 from . import NAME, logs
 from .errors import StartError
-from .settings import Settings, load_settings, secret_values
+from .settings import Settings, load_settings, secret_values, wants_colour
 from .wire import Wire
 
 _LOG_SECONDS = 0.005  # how long lines are gathered: a write for each would cost as much as a tenth of a call
@@ -76,11 +77,19 @@ def _parser() -> argparse.ArgumentParser:
         each.add_argument("--transport", choices=("stdio", "http"), default=argparse.SUPPRESS)
         each.add_argument("--host", default=argparse.SUPPRESS, help="HTTP: the address to listen on")
         each.add_argument("--port", default=argparse.SUPPRESS, help="HTTP: the port; 0 picks a free one")
+    checklist = command("doctor", _doctor, "run the production checklist against this configuration")
+    checklist.add_argument("--production", action="store_true", help="judge as if in production")
+    checklist.add_argument("--json", action="store_true", dest="as_json", help="as JSON")
     command("healthcheck", _healthcheck, "exit 0 if this server is healthy, else 1")
     listing = command("tools", _tools, "show the tools that are served")
     listing.add_argument("--json", action="store_true", dest="as_json", help="as JSON")
     snippet = command("client-config", _client_config, "print the configuration for a client")
     snippet.add_argument("client", choices=("claude-desktop", "claude-code", "cursor", "vscode"))
+    keys = command("keys", _keys, "make API keys")
+    keys.add_argument("action", choices=("new",), help="make a key, print it once, and keep its hash")
+    keys.add_argument("--name", required=True, help="whose key it is")
+    keys.add_argument("--scopes", default="", help="what it grants (comma list)")
+    keys.add_argument("--expires-days", type=float, help="how long it is valid; without it, until it is removed")
     new = command("new-tool", _new_tool, "write a tool file and its test")
     new.add_argument("name", help="the tool's name, as in find_invoice")
     return parser
@@ -108,6 +117,11 @@ def _serve(wire: Wire, **overrides: Any) -> int:
     from .serving.lifecycle import Serving, attended, end_leftovers
 
     app = build_server(settings)
+    if settings.environment == "production":
+        from .doctor.checkup import Checkup
+
+        if problems := Checkup(settings, app.registry).problems:
+            raise StartError(problems)
     gc.freeze()  # what was imported stays: the first collection would cost a tenth of the start to find that out
     gc.enable()
     options = {"use_uvloop": _has_uvloop()}
@@ -134,6 +148,20 @@ def _serve(wire: Wire, **overrides: Any) -> int:
             wire.leave(code)  # the loop's own end would wait for threads and tasks without limit
 
     return anyio.run(serve, backend_options=options)
+
+
+def _doctor(wire: Wire, *, production: bool, as_json: bool, **overrides: Any) -> int:
+    settings = _configure(wire, **overrides)
+    from .doctor.checkup import Checkup
+    from .server import build_server
+
+    checkup = Checkup(settings, build_server(settings).registry, as_production=production)
+    if as_json:
+        shown = checkup.json()
+    else:
+        is_terminal = os.isatty(wire.stdout) and sys.platform != "win32"  # whose consoles take bytes in other codes
+        shown = checkup.table(symbols=is_terminal, colour=is_terminal and wants_colour())
+    return _print(wire, shown) or (0 if checkup.passed else 1)
 
 
 def _healthcheck(wire: Wire, **overrides: Any) -> int:
@@ -194,6 +222,16 @@ def _client_config(wire: Wire, *, client: str, **overrides: Any) -> int:
     from .clients import snippet
 
     return _print(wire, snippet(client, _configure(wire, **overrides)))
+
+
+def _keys(wire: Wire, *, action: str, name: str, scopes: str, expires_days: float | None, **overrides: Any) -> int:
+    settings = _configure(wire, **overrides)
+    from .auth.api_keys import new_key
+
+    if settings.api_keys_file is None:
+        raise StartError(["MCP_API_KEYS_FILE: must be set; it names the file that holds the hashes of keys"])
+    listed = [scope.strip() for scope in scopes.split(",") if scope.strip()]
+    return _print(wire, new_key(settings.api_keys_file, name, listed, expires_days) + "\n")
 
 
 def _new_tool(wire: Wire, *, name: str, **_: Any) -> int:

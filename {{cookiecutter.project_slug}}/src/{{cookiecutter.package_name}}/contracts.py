@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import PydanticSerializationError, PydanticUndefined, SchemaValidator, from_json, to_json
 
+from .auth.principal import Principal
 from .errors import InvalidArguments, InvalidResult, ResultTooLarge
 from .text import clean
 from .tooling import Depends
@@ -29,7 +30,8 @@ Schema = dict[str, Any]
 
 
 class Signature:
-    """A function's parameters: what the caller gives (`schema`), what the server fills in (`context`, `dependencies`).
+    """A function's parameters: what the caller gives (`schema`), what the server fills in (`context`, `principal`,
+    `dependencies`).
 
     Raises:
         TypeError: a parameter that no schema can describe.
@@ -38,6 +40,7 @@ class Signature:
     def __init__(self, function: Callable[..., Any]) -> None:
         hints = get_type_hints(function, include_extras=True)
         self.context: str | None = None
+        self.principal: str | None = None
         self.dependencies: dict[str, Depends] = {}
         self.returns = hints.get("return", inspect.Signature.empty)
         fields: dict[str, Any] = {}  # under neutral names, as a parameter may be called `json` or `_x`
@@ -52,6 +55,8 @@ class Signature:
                 self.dependencies[name] = depends[0]
             elif _is_context(hints[name]):
                 self.context = name
+            elif hints[name] is Principal:
+                self.principal = name
             elif any(getattr(each, "alias", None) for each in (*marks, parameter.default)):
                 raise TypeError(f"{name}: an alias is not published; give the parameter the name it is to have")
             else:

@@ -21,6 +21,7 @@ class Dependencies:
         self._wanted = list(dict.fromkeys(wanted))
         self.opened: dict[Depends, Any] = {}
         self.checked = [each for each in self._wanted if each.check is not None]
+        self.optional = {each.name for each in self._wanted if each.optional}
         self._failing: set[str] = set()
         self._checks: dict[Depends, asyncio.Task[BaseException | None]] = {}
 

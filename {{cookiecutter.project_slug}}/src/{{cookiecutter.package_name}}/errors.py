@@ -23,6 +23,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import ceil
 from typing import Any, ClassVar, Literal
 
 from .text import clean
@@ -82,7 +83,7 @@ class CallError(Exception):
     @property
     def outcome(self) -> Outcome:
         """This error as the outcome of its call."""
-        wait = None if self.retry_after is None else max(0, round(self.retry_after * 1000))
+        wait = None if self.retry_after is None else max(0, ceil(self.retry_after * 1000))
         return Outcome(self.code, self.message, self.can_retry, wait, self.level)
 
 

@@ -20,6 +20,7 @@ from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic import ValidationError
 from pydantic_core import to_json
 
+from .auth.principal import current_principal
 from .contracts import Results, Signature, bounded
 from .errors import (
     CallError,
@@ -63,6 +64,7 @@ class Served:
         self.declaration = declaration
         self.name = declaration.name
         self.scopes = declaration.scopes
+        self.cost = declaration.cost
         self.timeout_seconds = declaration.timeout_seconds
         self.read_only = declaration.read_only
         self.idempotent = declaration.idempotent
@@ -86,6 +88,8 @@ class Served:
         """Call the function. A `def` runs in the server's own threads, and is left behind there when cancelled."""
         for name, dependency in self.signature.dependencies.items():
             arguments[name] = ctx.lifespan_context[dependency]
+        if self.signature.principal is not None:
+            arguments[self.signature.principal] = current_principal.get()
         if self.signature.context is not None:
             arguments[self.signature.context] = Context(
                 request_context=ctx, input_params=params, subscriptions=self._around.bus
@@ -222,6 +226,7 @@ class ServedResource(Served):
 
 
 _SECURITY = ResourceSecurity()
+_NONE = frozenset[str]()
 
 
 class ServedPrompt(Served):
@@ -320,6 +325,16 @@ class Registry:
         if method == "resources/templates":
             return next((each for each in self.resources.values() if each.declaration.uri == name), None)
         return self._resource(name) if method == "resources/read" else None
+
+    def needs(self, method: str, params: Mapping[str, Any] | None) -> frozenset[str]:
+        """The scopes that a request takes: those of its target, or of the resources it wants to hear of."""
+        if method != "subscriptions/listen":
+            target = self.target(method, params)
+            return target.scopes if target is not None else _NONE
+        wanted = (params or {}).get("notifications")
+        uris = wanted.get("resourceSubscriptions") if isinstance(wanted, Mapping) else None
+        found = [self._resource(uri) for uri in uris if isinstance(uri, str)] if isinstance(uris, list) else []
+        return _NONE.union(*(each.scopes for each in found if each is not None))
 
     def tool(self, name: str) -> ServedTool:
         """Raises UnknownTool."""

@@ -14,14 +14,16 @@
 
 import os
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from itertools import count
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import structlog
 from mcp.server import Server, ServerRequestContext
+from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
+from mcp.server.auth.provider import AccessToken
 from mcp.server.connection import Connection, NotifyOnlyOutbound
 from mcp.server.context import CallNext
 from mcp.server.request_state import RequestStateBoundary, RequestStateSecurity
@@ -36,8 +38,9 @@ from pydantic import ValidationError
 from pydantic_core import to_json
 from sse_starlette.sse import AppStatus
 
-from .auth.principal import ANONYMOUS, Principal
-from .calls import Call, Guard, Transport, chain
+from .auth.credentials import Rejected
+from .auth.principal import ANONYMOUS, SCOPE_KEY, Principal, current_principal
+from .calls import Call, Guard, Target, Transport, chain
 from .errors import CallError, Internal, InvalidRequest, Outcome
 from .guards.request_log import log_request
 from .text import clean
@@ -52,6 +55,14 @@ _BOOT = os.urandom(6).hex()
 _SERIAL = count(1)
 
 
+class Targets(Protocol):
+    """What requests are for, read from their raw parameters."""
+
+    def target(self, method: str, params: Any) -> Target | None: ...
+
+    def needs(self, method: str, params: Any) -> frozenset[str]: ...
+
+
 class LeanServer(Server[Any]):
     """The SDK copies the stamp that every modern result carries, deeply and for each. Nothing writes to it."""
 
@@ -63,8 +74,8 @@ class LeanServer(Server[Any]):
 def install(
     server: Server[Any],
     guards: Sequence[Guard],
-    target: Callable[[str, Any], Any],
-    principal: Callable[[Transport], Principal],
+    targets: Targets,
+    local: Callable[[], Principal],
     sealing_keys: Sequence[str],
 ) -> None:
     """Put the guards around every request of `server`, outside everything else.
@@ -72,8 +83,8 @@ def install(
     Args:
         server: the SDK's low-level server.
         guards: outermost first.
-        target: what a method with these raw parameters is for.
-        principal: who calls over a transport.
+        targets: what requests are for.
+        local: who calls over stdio; may raise Rejected.
         sealing_keys: for `requestState`; none means a key of this process's own.
     """
 
@@ -93,17 +104,28 @@ def install(
                 raise InvalidRequest("The request's parameters are malformed.", INVALID_PARAMS) from None
 
         transport: Transport = "stdio" if ctx.request is None else "http"
+        principal, rejected = ANONYMOUS, None
+        if ctx.request is not None:
+            principal = ctx.request.scope.get(SCOPE_KEY, ANONYMOUS)
+        else:
+            try:
+                principal = local()
+            except Rejected as error:
+                rejected = error
         call = Call(
             request_id=new_request_id(),
-            rpc_id=_shown(ctx.request_id),
+            rpc_id=ctx.request_id,
             method=ctx.method if server.get_request_handler(ctx.method) or ctx.method == "initialize" else "unknown",
-            target=target(ctx.method, ctx.params),
-            principal=principal(transport),
+            target=targets.target(ctx.method, ctx.params),
+            needs=targets.needs(ctx.method, ctx.params),
+            principal=principal,
             transport=transport,
             protocol_version=ctx.protocol_version,
-            trace_id=_trace_id(ctx.meta),
+            trace_id=trace_id_of(ctx.meta),
             client=_client(ctx.request),
+            rejected=rejected,
         )
+        token = current_principal.set(principal)
         try:
             return await chain(guards, serve)(call)
         except CallError as error:
@@ -111,9 +133,26 @@ def install(
             if ctx.method == "tools/call" and error.as_result:
                 return _error_result(server, ctx.protocol_version, shown)
             raise MCPError(error.rpc_code, error.message, error.rpc_data | shown) from None
+        finally:
+            current_principal.reset(token)
 
-    security = RequestStateSecurity(keys=sealing_keys) if sealing_keys else RequestStateSecurity.ephemeral()
+    security = RequestStateSecurity(keys=sealing_keys or [os.urandom(32)], bind_principal=_bound)
     server.middleware[:] = [ring, RequestStateBoundary(security, default_audience=server.name)]
+
+
+def _bound(ctx: ServerRequestContext[Any, Any]) -> str | None:
+    """Whom sealed request state belongs to."""
+    principal = current_principal.get()
+    return principal.name if principal.kind in ("api_key", "jwt") else None
+
+
+def as_user(principal: Principal) -> AuthenticatedUser:
+    """A principal as the SDK knows it: it lets no other use the session that this one has opened."""
+    claims = {"iss": principal.issuer} if principal.issuer is not None else {}
+    client = principal.client or ""
+    return AuthenticatedUser(
+        AccessToken(token="", client_id=client, scopes=[], subject=principal.subject, claims=claims)
+    )
 
 
 async def one_request(
@@ -198,7 +237,8 @@ def complete_error(
         request_id = new_request_id()
         outcome = Internal().outcome if code == INTERNAL_ERROR else Outcome("invalid_request", message)
         principal = Principal("local") if transport == "stdio" else ANONYMOUS
-        call = Call(request_id, _shown(rpc_id), "unknown", None, principal, transport, "unknown", client=client)
+        nothing = frozenset[str]()
+        call = Call(request_id, rpc_id, "unknown", None, nothing, principal, transport, "unknown", client=client)
         log_request(structlog.get_logger(), call, outcome, 0)
         kept = kept | outcome.wire(request_id)
     return {"code": code, "message": message, "data": kept}
@@ -223,19 +263,13 @@ def _error_result(server: Server[Any], protocol_version: str, shown: dict[str, A
     return result
 
 
-def _shown(rpc_id: Any) -> str | int | None:
-    """The caller's id for the log: it can be as long as they like."""
-    if isinstance(rpc_id, str):
-        return rpc_id[:64]
-    return rpc_id if isinstance(rpc_id, int) and abs(rpc_id) < 1 << 64 else None
-
-
 def _client(request: Any) -> str | None:
     address = None if request is None else request.scope.get("client")
     return address[0] if address else None
 
 
-def _trace_id(meta: Any) -> str | None:
-    found = (meta or {}).get("traceparent")
+def trace_id_of(meta: Any) -> str | None:
+    """The trace that a request's `_meta` names (W3C Trace Context)."""
+    found = meta.get("traceparent") if isinstance(meta, Mapping) else None
     match = _TRACEPARENT.fullmatch(found) if isinstance(found, str) else None
     return match[1] if match else None

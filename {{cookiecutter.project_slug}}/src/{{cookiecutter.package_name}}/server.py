@@ -1,6 +1,6 @@
 """The composition root: which guards stand before a call, in which order, and what answers each method."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -13,20 +13,23 @@ from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler
 from mcp.shared.exceptions import MCPError
 
 from . import NAME, prompts, resources, tools
-from .auth.principal import ANONYMOUS, Principal
-from .calls import Guard, Transport
+from .auth.credentials import Authenticator
+from .auth.principal import Principal, current_principal
+from .calls import Guard
 from .dependencies import Dependencies
-from .errors import InvalidRequest, NotFound, Overloaded
+from .errors import InvalidRequest, NotFound, Overloaded, StartError
 from .guards.authorize import Authorize
 from .guards.capacity import Capacity
 from .guards.deadline import Deadline
 from .guards.drain import Drain
+from .guards.rate_limit import RateLimit
 from .guards.request_log import RequestLog
+from .limits.store import make_store
 from .registry import Opened, Registry, Surroundings
 from .sdk import LeanServer, install
 from .settings import Settings
 from .threads import Threads
-from .tooling import discover
+from .tooling import Depends, discover
 
 _ListT = TypeVar("_ListT")
 _MOST_COMPLETIONS = 100  # specification, server/utilities/completion
@@ -42,6 +45,8 @@ class Application:
     drain: Drain
     threads: Threads
     dependencies: Dependencies
+    authenticator: Authenticator | None
+    """Who holds a credential that came over HTTP; None: none is asked for."""
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
@@ -56,32 +61,68 @@ class Application:
 
 
 def build_server(settings: Settings) -> Application:
-    """Find what is to be served and put the server together. Opens nothing.
+    """Find what is to be served and put the server together. Opens nothing but the file of keys.
 
     Raises:
-        StartError: a tool, resource or prompt cannot be served.
+        StartError: a tool, resource or prompt cannot be served, or a setting is of no use.
     """
     found = (*discover(tools, "tool"), *discover(resources, "resource"), *discover(prompts, "prompt"))
     threads, bus = Threads(settings.max_concurrent_calls), InMemorySubscriptionBus()
     registry = Registry(found, Surroundings(threads, bus))
-    dependencies = Dependencies(each for one in registry.served for each in one.signature.dependencies.values())
+    authenticator, local, keys_wanted = _credentials(settings)
+    limits, store_wanted = _limits(settings, registry)
+    own = [*keys_wanted, *store_wanted]
+    wanted = [each for one in registry.served for each in one.signature.dependencies.values()]
+    dependencies = Dependencies([*own, *wanted])
     listeners = ListenHandler(bus)
     drain = Drain(listeners)
     guards: list[Guard] = [
         RequestLog(),
         drain,
-        Authorize(),
+        Authorize(is_open=settings.auth_mode == "none" or settings.auth_allow_anonymous),
+        *limits,
         Capacity(settings.max_concurrent_calls),
         Deadline(settings.tool_timeout_seconds),
     ]
     server = _answer(registry, dependencies, listeners, settings.max_result_bytes)
-    local = Principal("local", frozenset(settings.local_scopes))
+    install(server, guards, registry, local, settings.sealing_keys)
+    return Application(settings, registry, server, drain, threads, dependencies, authenticator)
 
-    def principal(transport: Transport) -> Principal:
-        return local if transport == "stdio" else ANONYMOUS
 
-    install(server, guards, registry.target, principal, settings.sealing_keys)
-    return Application(settings, registry, server, drain, threads, dependencies)
+def _credentials(settings: Settings) -> tuple[Authenticator | None, Callable[[], Principal], list[Depends]]:
+    """Who checks what comes over HTTP, who calls over stdio, and what that depends on.
+
+    What is not used is not imported, as it would take its part of the start.
+    """
+    if settings.api_keys_file is None:
+        keys = None
+    else:
+        from .auth.api_keys import ApiKeys
+
+        keys = ApiKeys(settings.api_keys_file)
+    user = Principal("local", frozenset(settings.local_scopes))
+
+    def local() -> Principal:
+        if keys is None or settings.api_key is None:
+            return user
+        return keys.check(settings.api_key.get_secret_value())  # each time, as keys expire and are withdrawn
+
+    if settings.auth_mode == "jwt" and settings.transport == "http":
+        from .auth.jwt import JwtAuthenticator
+
+        tokens = JwtAuthenticator(settings)
+        return tokens, local, [Depends(tokens.open, check=JwtAuthenticator.check, label="jwt_keys")]
+    return keys if settings.auth_mode == "api_key" else None, local, []
+
+
+def _limits(settings: Settings, registry: Registry) -> tuple[list[Guard], list[Depends]]:
+    """The guard of each client's limit, if there is one, and what it depends on."""
+    if settings.rate_limit_per_minute == 0:
+        return [], []
+    if dear := [tool.name for tool in registry.tools.values() if tool.cost > settings.rate_limit_burst]:
+        raise StartError([f"MCP_RATE_LIMIT_BURST: must be at least the cost of {', '.join(sorted(dear))}"])
+    store, wanted = make_store(settings)
+    return [RateLimit(store, settings.rate_limit_on_store_error)], wanted
 
 
 def _answer(
@@ -120,8 +161,7 @@ def _answer(
     async def lifespan(server: Server[Opened]) -> AsyncIterator[Opened]:
         yield dependencies.opened  # opened by `Application.open`, once for both of the SDK's entries and our own
 
-    listed = [each.listed for each in registry.resources.values() if each.listed]
-    templates = [each.listed_template for each in registry.resources.values() if each.listed_template]
+    tools, prompts, resources = registry.tools.values(), registry.prompts.values(), registry.resources.values()
     return LeanServer(
         NAME,
         version=metadata.version(NAME),
@@ -132,21 +172,28 @@ def _answer(
         on_read_resource=read_resource,
         on_completion=complete,
         on_subscriptions_listen=listen,
-        on_list_tools=_one_page(types.ListToolsResult(tools=[each.listed for each in registry.tools.values()])),
-        on_list_prompts=_one_page(types.ListPromptsResult(prompts=[each.listed for each in registry.prompts.values()])),
-        on_list_resources=_one_page(types.ListResourcesResult(resources=listed)),
-        on_list_resource_templates=_one_page(types.ListResourceTemplatesResult(resource_templates=templates)),
+        on_list_tools=_list(types.ListToolsResult, "tools", [(each.scopes, each.listed) for each in tools]),
+        on_list_prompts=_list(types.ListPromptsResult, "prompts", [(each.scopes, each.listed) for each in prompts]),
+        on_list_resources=_list(
+            types.ListResourcesResult, "resources", [(each.scopes, each.listed) for each in resources if each.listed]
+        ),
+        on_list_resource_templates=_list(
+            types.ListResourceTemplatesResult,
+            "resource_templates",
+            [(each.scopes, each.listed_template) for each in resources if each.listed_template],
+        ),
     )
 
 
-def _one_page(
-    answer: _ListT,
+def _list(
+    result: Callable[..., _ListT], member: str, listed: Sequence[tuple[frozenset[str], Any]]
 ) -> Callable[[ServerRequestContext[Opened], types.PaginatedRequestParams | None], Awaitable[_ListT]]:
-    """A list that fits one page: no cursor was ever given out, so none is valid."""
+    """What this caller may use, on one page: no cursor was ever given out, so none is valid."""
 
     async def handle(ctx: ServerRequestContext[Opened], params: types.PaginatedRequestParams | None) -> _ListT:
         if params is not None and params.cursor is not None:
             raise InvalidRequest("This cursor is unknown. Start again without one.", types.INVALID_PARAMS)
-        return answer
+        granted = current_principal.get().scopes
+        return result(**{member: [each for needed, each in listed if needed <= granted]}, cache_scope="private")
 
     return handle

@@ -3,9 +3,10 @@
 import os
 import re
 from collections.abc import Iterator, Mapping
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from dotenv import dotenv_values
 from pydantic import Field, SecretStr, ValidationError, field_validator
@@ -31,7 +32,7 @@ class Settings(BaseSettings):
     )
 
     environment: Literal["development", "production"] = Field(
-        "development", description="`production` does not read `.env`"
+        "development", description="`production` does not read `.env`, and does not start while a row of `doctor` fails"
     )
     transport: Literal["stdio", "http"] = Field("stdio", description="`stdio` or `http`")
     host: str = Field("127.0.0.1", min_length=1, description="HTTP: the address to listen on")
@@ -56,7 +57,34 @@ class Settings(BaseSettings):
     http_sessions: Literal["stateless", "stateful"] = Field(
         "stateless", description="HTTP: `stateful` for legacy clients that need server-to-client requests"
     )
-    local_scopes: CommaList = Field((), description="stdio: scopes granted to the local user (comma list)")
+    auth_mode: Literal["none", "api_key", "jwt"] = Field(
+        "none", description="HTTP: how callers prove who they are; `none`, `api_key` or `jwt`"
+    )
+    auth_failures_per_minute: int = Field(
+        30, ge=1, description="HTTP: per address; after more failed credentials than this none is checked for a while"
+    )
+    auth_allow_anonymous: bool = Field(
+        False, description="HTTP: callers without a credential may use what declares no scopes"
+    )
+    api_keys_file: Path | None = Field(None, description="hashed API keys, as `keys new` writes them")
+    api_key: SecretStr | None = Field(None, description="stdio: the caller's API key")
+    local_scopes: CommaList = Field(
+        (), description="stdio without a key: scopes granted to the local user (comma list)"
+    )
+    jwt_issuer: str | None = Field(None, description="who issues access tokens, as their `iss` says it")
+    jwt_audience: str | None = Field(None, description="the `aud` of tokens for this server; else MCP_PUBLIC_URL")
+    jwt_jwks_url: str | None = Field(None, description="the issuer's public keys; else found from the issuer")
+    public_url: str | None = Field(
+        None, description="HTTP: the full address clients use, as in https://tools.example.com/mcp"
+    )
+    rate_limit_per_minute: int = Field(120, ge=0, description="per client: what calls may cost in a minute; 0 = off")
+    rate_limit_burst: int = Field(20, ge=1, description="per client: what calls may cost at once")
+    rate_limit_store: SecretStr = Field(
+        SecretStr("memory://"), description="`memory://`, or `redis://host:port/0`, which replicas share"
+    )
+    rate_limit_on_store_error: Literal["allow", "deny"] = Field(
+        "allow", description="what happens to calls while the store cannot be reached; `allow` or `deny`"
+    )
     tool_timeout_seconds: float = Field(30, gt=0, le=86400, description="default per call; a tool can set its own")
     max_concurrent_calls: int = Field(64, ge=1, description="calls in flight; one more is refused as `overloaded`")
     drain_delay_seconds: float = Field(
@@ -67,6 +95,10 @@ class Settings(BaseSettings):
     )
     max_request_bytes: int = Field(1048576, ge=1024, description="HTTP body, stdio line")
     max_result_bytes: int = Field(1048576, ge=1024, description="a larger result becomes an error")
+    replicas: int = Field(1, ge=1, description="how many of this server share its clients; the doctor needs to know")
+    grace_period_seconds: float = Field(
+        30, gt=0, description="how long the platform waits between SIGTERM and SIGKILL; the doctor needs to know"
+    )
     request_state_keys: SecretStr | None = Field(
         None,
         description="seal `requestState` (comma list; the first seals, all open); shared by replicas, else per process",
@@ -85,6 +117,22 @@ class Settings(BaseSettings):
         except ValueError:
             raise PydanticCustomError("no_address", "each: an IP address, or a network as in 10.0.0.0/8") from None
 
+    @field_validator("jwt_issuer", "jwt_jwks_url", "public_url")
+    @classmethod
+    def _is_url(cls, value: str | None) -> str | None:
+        if value is not None and not is_safe_url(value):
+            raise PydanticCustomError(
+                "no_url", "an https address without user, query and fragment; http on a loopback address"
+            )
+        return value
+
+    @field_validator("rate_limit_store")
+    @classmethod
+    def _is_store(cls, value: SecretStr) -> SecretStr:
+        if urlsplit(value.get_secret_value()).scheme not in ("memory", "redis", "rediss", "unix"):
+            raise PydanticCustomError("no_store", "memory://, redis://host:port/0, rediss:// or unix://")
+        return value
+
     @field_validator("request_state_keys")
     @classmethod
     def _long_enough(cls, value: SecretStr | None) -> SecretStr | None:
@@ -97,6 +145,11 @@ class Settings(BaseSettings):
         """The host to reach this server at from this machine, as it stands in a URL."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
         return f"[{host}]" if ":" in host else host
+
+    @property
+    def audience(self) -> str | None:
+        """The `aud` that tokens for this server carry."""
+        return self.jwt_audience or self.public_url
 
     @property
     def sealing_keys(self) -> list[str]:
@@ -124,9 +177,44 @@ def load_settings(overrides: Mapping[str, Any]) -> Settings:
         raise StartError([".env: must be UTF-8 text"]) from None
     if settings.environment == "production" and dotenv is not None:
         problems.append(f"{PREFIX}ENVIRONMENT: production is set in the environment; it does not read .env")
+    problems += _missing(settings)
     if problems:
         raise StartError(problems)
+    for name in [*(f"{PREFIX}{field.upper()}" for field in _secrets()), f"{PREFIX}LOCAL_SCOPES"]:
+        os.environ.pop(name, None)  # neither tools nor the processes they start are to find it
     return settings
+
+
+def _missing(settings: Settings) -> Iterator[str]:
+    """What a setting needs beside it."""
+    if settings.auth_mode == "api_key" and settings.api_keys_file is None:
+        yield f"{PREFIX}API_KEYS_FILE: must be set, as MCP_AUTH_MODE is api_key; `keys new` makes the file"
+    if settings.api_key is not None and settings.api_keys_file is None:
+        yield f"{PREFIX}API_KEYS_FILE: must be set, as MCP_API_KEY is; it holds the hashes of valid keys"
+    if settings.auth_mode == "jwt" and settings.jwt_issuer is None:
+        yield f"{PREFIX}JWT_ISSUER: must be set, as MCP_AUTH_MODE is jwt; it is the `iss` of the tokens"
+    if settings.auth_mode == "jwt" and settings.audience is None:
+        yield f"{PREFIX}JWT_AUDIENCE: must be set, or MCP_PUBLIC_URL, as MCP_AUTH_MODE is jwt"
+
+
+def is_safe_url(value: str) -> bool:
+    """Whether what is fetched there comes from whom it says: https, or http on this machine."""
+    try:
+        found = urlsplit(value)
+        port_is_valid = found.port is None or found.port > 0
+    except ValueError:
+        return False
+    if not port_is_valid or not found.hostname or found.username or found.query or found.fragment:
+        return False
+    return found.scheme == "https" or (found.scheme == "http" and is_loopback(found.hostname))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or address is this machine's own."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 _ROOT = Path(__file__).parents[2]
@@ -140,11 +228,10 @@ def _in_source_tree() -> bool:
 
 def secret_values(settings: Settings) -> set[str]:
     """Values the log must never show: secret settings, and environment variables that are named like secrets."""
-    named = {value for name, value in os.environ.items() if _SECRET_NAME.search(name)}
-    held = {getattr(settings, field) for field in Settings.model_fields}
-    return {value for value in named if len(value) >= 8} | {
-        part for value in held if isinstance(value, SecretStr) for part in _parts(value)
-    }
+    named = {value for name, value in os.environ.items() if _SECRET_NAME.search(name) and not name.endswith("_FILE")}
+    held = [value for field in _secrets() if (value := getattr(settings, field)) is not None]
+    found = {value for value in named if len(value) >= 8} | {part for value in held for part in _parts(value)}
+    return found - {"memory://"}
 
 
 _SECRET_NAME = re.compile(r"SECRET|TOKEN|PASSW|CREDENTIAL|PRIVATE|(API|ACCESS|_)KEY", re.IGNORECASE)
@@ -158,12 +245,21 @@ def _parts(value: SecretStr) -> list[str]:
     return [part.strip() for part in value.get_secret_value().split(",") if part.strip()]
 
 
+def _secrets() -> list[str]:
+    """The fields that hold secrets."""
+    return [
+        field
+        for field, info in Settings.model_fields.items()
+        if SecretStr in (info.annotation, *getattr(info.annotation, "__args__", ()))
+    ]
+
+
 def _secret_files(known: Mapping[str, str | None], problems: list[str]) -> Iterator[tuple[str, str]]:
     """The secrets given as files: the usual way of container platforms, as an environment is seen by every child."""
-    for field, info in Settings.model_fields.items():
+    for field in _secrets():
         variable = f"{PREFIX}{field.upper()}"
         path = known.get(f"{variable}_FILE")
-        if SecretStr not in getattr(info.annotation, "__args__", ()) or not path:
+        if not path:
             continue
         if known.get(variable):
             problems.append(f"{variable}, {variable}_FILE: both are set; keep one")
@@ -173,3 +269,28 @@ def _secret_files(known: Mapping[str, str | None], problems: list[str]) -> Itera
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "not UTF-8 text"
             problems.append(f"{variable}_FILE: the file it names cannot be read ({reason})")
+
+
+def dotenv_file() -> Path | None:
+    """The project's `.env`, if there is one."""
+    path = _ROOT / ".env"
+    return path if _in_source_tree() and path.is_file() else None
+
+
+def secret_paths(settings: Settings) -> dict[str, Path]:
+    """The files with secrets in them, by the variable that names each, and `.env` where it is read and holds one."""
+    dotenv = dotenv_file() if settings.environment == "development" else None
+    held = {name: value for name, value in (dotenv_values(dotenv) if dotenv else {}).items() if value}
+    secrets = [f"{PREFIX}{field.upper()}" for field in _secrets()]
+    known = {**held, **os.environ}
+    found = {f"{name}_FILE": Path(path) for name in secrets if (path := known.get(f"{name}_FILE"))}
+    if settings.api_keys_file is not None:
+        found[f"{PREFIX}API_KEYS_FILE"] = settings.api_keys_file
+    if dotenv and any(name in secrets or (_SECRET_NAME.search(name) and name not in found) for name in held):
+        found[".env"] = dotenv
+    return found
+
+
+def wants_colour() -> bool:
+    """What the terminal's user has said of colours (no-color.org)."""
+    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

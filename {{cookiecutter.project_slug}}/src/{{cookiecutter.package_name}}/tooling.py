@@ -7,6 +7,7 @@ yours to share code in; every other file holds at least one decorated function.
 import importlib
 import inspect
 import pkgutil
+import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -17,10 +18,11 @@ from typing import Any, Literal, TypeVar
 
 from mcp.server.mcpserver import Context
 
+from .auth.principal import SCOPE, Principal
 from .errors import StartError
 from .settings import Settings
 
-__all__ = ["Context", "Declaration", "Depends", "discover", "prompt", "resource", "tool"]
+__all__ = ["Context", "Declaration", "Depends", "Principal", "discover", "prompt", "resource", "tool"]
 
 Kind = Literal["tool", "resource", "prompt"]
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -67,17 +69,19 @@ class Depends:
     `stock: Annotated[Stock, Depends(open_stock)]`, where `open_stock(settings)` is an asynchronous context manager: it
     is entered once, before the first request, and left after the last.
 
-    `check` is given what was opened and raises when that is of no use now: the server is not ready then. It may take
-    2 s, and runs at most once a second.
+    `check` is given what was opened and raises when that is of no use now: the server is not ready then, or with
+    `optional` it is ready, and degraded. It may take 2 s, and runs at most once a second.
     """
 
     open: Callable[[Settings], AbstractAsyncContextManager[Any]]
     check: Callable[[Any], Awaitable[object]] | None = None
+    optional: bool = False
+    label: str | None = None
 
     @property
     def name(self) -> str:
-        """`shop.open_shop`: how messages name it."""
-        return f"{self.open.__module__.rpartition('.')[2]}.{self.open.__name__}"
+        """`label`, or `shop.open_shop`: how messages name it."""
+        return self.label or f"{self.open.__module__.rpartition('.')[2]}.{self.open.__name__}"
 
 
 class DeclarationError(TypeError):
@@ -189,13 +193,16 @@ _READING: dict[str, Any] = {"cost": 1, "read_only": True, "destructive": False, 
 def _mark(kind: Kind, *, scopes: Iterable[str], timeout_seconds: float | None, **options: Any) -> Callable[[_F], _F]:
     if isinstance(scopes, str):
         raise DeclarationError(f"scopes is a set of names, as in scopes=[{scopes!r}]")
+    scopes = frozenset(scopes)
+    if not all(isinstance(scope, str) and re.match(SCOPE, scope) for scope in scopes):
+        raise DeclarationError(
+            'a scope is a word such as "orders:write", without spaces, commas, quotes and backslashes'
+        )
     if timeout_seconds is not None and not (isinstance(timeout_seconds, int | float) and timeout_seconds > 0):
         raise DeclarationError("timeout_seconds is a number greater than 0")
 
     def mark(function: _F) -> _F:
-        declared = Declaration(
-            kind=kind, function=function, scopes=frozenset(scopes), timeout_seconds=timeout_seconds, **options
-        )
+        declared = Declaration(kind=kind, function=function, scopes=scopes, timeout_seconds=timeout_seconds, **options)
         setattr(function, _MARK, declared)
         return function
 

@@ -7,18 +7,33 @@ from ..errors import Forbidden, Unauthenticated
 
 
 class Authorize:
-    """Refuses a call whose principal lacks a scope. Without scopes of its own, a target is open to everyone."""
+    """Refuses a call whose principal lacks a scope. What declares none is open to all who may call at all.
+
+    Over HTTP most refusals come earlier, as a 401 or 403 (`serving/admission.py`); this one is on every way to a tool.
+    """
+
+    def __init__(self, *, is_open: bool) -> None:
+        """`is_open`: whether a caller without a credential may use what declares no scopes."""
+        self._is_open = is_open
 
     async def __call__(self, call: Call, proceed: Proceed) -> Any:
-        needed = call.target.scopes if call.target is not None else frozenset()
-        granted = call.principal.scopes
-        if needed <= granted:
+        principal, needs = call.principal, call.needs
+        if call.rejected is not None and (needs or call.target is not None):
+            raise Unauthenticated(call.rejected.message)
+        if principal.kind == "anonymous" and not self._is_open and call.target is not None:
+            raise Unauthenticated("Send a credential.")
+        if needs <= principal.scopes:
             return await proceed(call)
-        wanted = " ".join(sorted(needed))
-        how = (
-            f"Start the server with MCP_LOCAL_SCOPES={','.join(sorted(granted | needed))} to grant it."
-            if call.transport == "stdio"
-            else "This server accepts no credentials over HTTP."
-        )
-        refusal = Forbidden if granted else Unauthenticated
-        raise refusal(f"This needs the scope {wanted}. {how}")
+        raise Forbidden(lacking(call))
+
+
+def lacking(call: Call) -> str:
+    """What to tell a caller who lacks a scope: all that are needed, and where they come from."""
+    remedy = {
+        "local": f"Start the server with MCP_LOCAL_SCOPES={','.join(sorted(call.principal.scopes | call.needs))}.",
+        "api_key": "Use an API key that grants it.",
+        "jwt": "Ask the authorization server for a token that grants it.",
+        "anonymous": "This server takes no credentials: its operator can change that with MCP_AUTH_MODE.",
+    }[call.principal.kind]
+    noun = "scope" if len(call.needs) == 1 else "scopes"
+    return f"This needs the {noun} {' '.join(sorted(call.needs))}. {remedy}"

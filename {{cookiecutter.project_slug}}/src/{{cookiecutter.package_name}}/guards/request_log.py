@@ -38,11 +38,15 @@ class RequestLog:
 
 def log_request(log: Any, call: Call, outcome: Outcome, milliseconds: float) -> None:
     """Write the request's line."""
-    optional = {"client": call.client, "trace_id": call.trace_id}
+    optional = {
+        "client": call.client,
+        "trace_id": call.trace_id,
+        "reason": call.rejected.reason if call.rejected is not None else None,
+    }
     getattr(log, outcome.level)(
         "request",
         request_id=call.request_id,
-        rpc_id=call.rpc_id,
+        rpc_id=_shown(call.rpc_id),
         method=call.method,
         tool=tool_of(call),
         principal=call.principal.name,
@@ -52,6 +56,13 @@ def log_request(log: Any, call: Call, outcome: Outcome, milliseconds: float) -> 
         duration_ms=round(milliseconds, 3),
         **{name: value for name, value in optional.items() if value is not None},
     )
+
+
+def _shown(rpc_id: object) -> str | int | None:
+    """The caller's id can be as long as they like."""
+    if isinstance(rpc_id, str):
+        return rpc_id[:64]
+    return rpc_id if isinstance(rpc_id, int) and abs(rpc_id) < 1 << 64 else None
 
 
 def tool_of(call: Call) -> str | None:

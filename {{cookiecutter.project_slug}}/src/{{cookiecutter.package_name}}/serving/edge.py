@@ -23,6 +23,7 @@ from .. import NAME
 from ..errors import Internal
 from ..sdk import NOT_A_MESSAGE, answer, http_status, one_request
 from ..server import Application
+from .admission import Admission
 from .exchange import Exchange, Receive, Scope, Send, Stream
 from .headers import Names, accepts, is_json, read_headers
 from .lifecycle import first_of
@@ -55,6 +56,7 @@ class Edge:
         self._app = app
         self._readiness = readiness
         self._sessions = sessions
+        self._admission = Admission(app)
         self._hosts = Names(app.settings.allowed_hosts)
         self._origins = Names(app.settings.allowed_origins)
         self._largest = app.settings.max_request_bytes
@@ -73,12 +75,14 @@ class Edge:
                 await self._counted(scope, receive, send)
             elif path == "/mcp":
                 await self._stream(scope, receive, send)
-            elif path not in ("/livez", "/readyz", "/"):
+            elif path not in ("/livez", "/readyz", "/", *self._admission.metadata_paths):
                 raise Refused(404, "There is nothing at this path. MCP is at /mcp.")
             elif method not in ("GET", "HEAD"):
                 raise Refused(405, "This path is for GET.", headers={b"allow": b"GET, HEAD"})
             elif path == "/":
                 await self._page(scope, send)
+            elif path in self._admission.metadata_paths:
+                await self._answer(send, 200, self._admission.metadata(scope, self._check_names(scope)["host"]))
             else:
                 status, body = await self._readiness.report() if path == "/readyz" else (200, {"status": "ok"})
                 await self._answer(send, status, body)
@@ -105,7 +109,7 @@ class Edge:
             self.pending -= 1
 
     async def _post(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = self._admit(scope)
+        headers = self._check_names(scope)
         if not is_json(headers.get("content-type", "")):
             raise Refused(415, "Send application/json.")
         if not all(accepts(headers.get("accept", ""))):
@@ -116,6 +120,7 @@ class Edge:
         if body is None:
             return  # the client has gone
         message = _parse(body)
+        await self._admission.admit(scope, headers, message)
         rpc_id = message.get("id")
         version = headers.get("mcp-protocol-version", DEFAULT_NEGOTIATED_VERSION)
         if version not in HANDSHAKE_PROTOCOL_VERSIONS:
@@ -173,13 +178,14 @@ class Edge:
 
     async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
         """GET and DELETE, which only the handshake revisions have."""
-        headers, method = self._admit(scope), scope["method"]
+        headers, method = self._check_names(scope), scope["method"]
         modern = headers.get("mcp-protocol-version", DEFAULT_NEGOTIATED_VERSION) not in HANDSHAKE_PROTOCOL_VERSIONS
         if method not in ("GET", "DELETE") or modern or (method == "DELETE" and self._sessions is None):
             allowed = b"POST" if modern else b"GET, POST" if self._sessions is None else b"GET, POST, DELETE"
             raise Refused(405, "Send requests with POST.", headers={b"allow": allowed})
         if method == "GET" and not accepts(headers.get("accept", ""))[1]:
             raise Refused(406, "Accept text/event-stream.")
+        await self._admission.admit(scope, headers, None)
         if self._sessions is not None:
             await self._sessions.other(scope, receive, send)
             return
@@ -195,13 +201,13 @@ class Edge:
         await stream.write(b"", last=True)
 
     async def _page(self, scope: Scope, send: Send) -> None:
-        host = self._admit(scope)["host"]
+        host = self._check_names(scope)["host"]
         url = html.escape(f"{scope['scheme']}://{host}/mcp")
         version = html.escape(self._app.mcp.version or "")
         page = _PAGE.substitute(name=html.escape(NAME), version=version, url=url).encode()
         await self._send(send, 200, page, _PAGE_HEADERS)
 
-    def _admit(self, scope: Scope) -> dict[str, str]:
+    def _check_names(self, scope: Scope) -> dict[str, str]:
         """The headers, if Host and Origin are allowed (specification, transports: DNS rebinding)."""
         headers = read_headers(scope["headers"])
         if not self._hosts.allow(headers.get("host", "")):

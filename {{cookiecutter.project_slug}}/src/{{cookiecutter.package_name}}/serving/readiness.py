@@ -40,6 +40,7 @@ class Readiness:
                 self._until = anyio.current_time() + _FRESH_SECONDS
         if self.state != "ready":  # the signal came while it was checked
             return 503, {"status": self.state}
-        if all(found == "ok" for found in self._checks.values()):
-            return 200, {"status": "ok", "checks": self._checks}
-        return 503, {"status": "unavailable", "checks": self._checks}
+        failing = {name for name, found in self._checks.items() if found != "ok"}
+        if failing - self._dependencies.optional:
+            return 503, {"status": "unavailable", "checks": self._checks}
+        return 200, {"status": "degraded" if failing else "ok", "checks": self._checks}

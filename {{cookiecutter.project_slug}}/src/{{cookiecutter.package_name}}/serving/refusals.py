@@ -3,8 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
+import structlog
 from mcp_types import INVALID_REQUEST
 
+from ..calls import Call
+from ..errors import CallError
+from ..guards.request_log import log_request
 from ..sdk import complete_error
 
 
@@ -29,6 +33,21 @@ class Refused(Exception):
     def body(self, client: str | None) -> dict[str, Any]:
         """The JSON-RPC error, complete and logged. `client`: the address it goes to."""
         return refusal(client=client, **self._error)
+
+
+class Denied(Refused):
+    """A request whose sender may not make it: a status of the error's own, and the log line that every call has."""
+
+    def __init__(self, error: CallError, call: Call, headers: Mapping[bytes, bytes]) -> None:
+        super().__init__(error.status, error.message, headers=headers)
+        self._denial, self._call = error, call
+
+    def body(self, client: str | None) -> dict[str, Any]:
+        """As `Refused.body`."""
+        error, call = self._denial, self._call
+        log_request(structlog.get_logger(), call, error.outcome, 0)
+        shown = {"code": error.rpc_code, "message": error.message, "data": error.outcome.wire(call.request_id)}
+        return {"jsonrpc": "2.0", "id": call.rpc_id, "error": shown}
 
 
 def refusal(

@@ -1,0 +1,191 @@
+"""API keys: 32 random bytes behind a visible prefix and an id; only their hashes are kept.
+
+The file: `{"keys": [{"id", "name", "sha256", "scopes", "created", "expires"}]}`, times in ISO 8601. A key of 256 random bits
+cannot be guessed from its SHA-256, so no slow hash is needed.
+"""
+
+import os
+import re
+import secrets
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from hmac import compare_digest
+from pathlib import Path
+from typing import IO, Annotated
+
+import structlog
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+
+from ..errors import StartError
+from ..validation import problems_of
+from .credentials import Rejected
+from .principal import SCOPE, Principal
+
+PREFIX = "mcp"
+_KEY = re.compile(PREFIX + r"_([0-9a-f]{12})_[\w-]{43}", re.ASCII)
+_FRESH_SECONDS = 1.0
+_LARGEST_FILE = 8 << 20  # bytes
+_LONGEST_DAYS = 36500
+_NOBODY = "0" * 64
+
+
+class Key(BaseModel):
+    """What is kept of a key."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    id: str = Field(pattern=r"^[0-9a-f]{12}$")
+    name: str = Field(min_length=1, max_length=100)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    scopes: tuple[Annotated[str, Field(pattern=SCOPE)], ...] = ()
+    created: AwareDatetime
+    expires: AwareDatetime | None = None
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    keys: list[Key]
+
+
+class ApiKeys:
+    """The valid keys of a file, which may change: it is looked at once a second at most, when a key is to be checked."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises StartError: the file cannot be read."""
+        self._path = path
+        self._seen = _version(path)
+        self._keys = _by_id(_read(path))
+        self._look_at = time.monotonic() + _FRESH_SECONDS
+
+    @property
+    def live(self) -> list[Key]:
+        """The keys that have not expired."""
+        now = datetime.now(UTC)
+        return [key for key, _ in self._keys.values() if key.expires is None or key.expires > now]
+
+    async def authenticate(self, credential: str) -> Principal:
+        """Who holds this key; raises Rejected."""
+        return self.check(credential)
+
+    def check(self, credential: str) -> Principal:
+        """Who holds this key; raises Rejected."""
+        if time.monotonic() >= self._look_at:
+            self._look()
+        match = _KEY.fullmatch(credential)
+        key, principal = (match and self._keys.get(match[1])) or (None, None)
+        # A key that does not exist takes as long as one that is wrong.
+        is_right = compare_digest(_hash(credential), key.sha256 if key is not None else _NOBODY)
+        if not is_right or key is None or principal is None:
+            raise Rejected("This API key is not valid.", "unknown key" if key is None else "wrong key")
+        if key.expires is not None and key.expires <= datetime.now(UTC):
+            raise Rejected("This API key has expired. Ask the server's operator for a new one.", "expired key")
+        return principal
+
+    def _look(self) -> None:
+        self._look_at = time.monotonic() + _FRESH_SECONDS
+        if (seen := _version(self._path)) == self._seen:
+            return
+        self._seen = seen
+        log = structlog.get_logger()
+        try:
+            self._keys = _by_id(_read(self._path))
+        except StartError as error:
+            log.error("api_keys_not_read", problems=error.problems, kept=len(self._keys))
+        else:
+            log.info("api_keys_read", keys=len(self._keys))
+
+
+def new_key(path: Path, name: str, scopes: Iterable[str], expires_days: float | None) -> str:
+    """Make a key and add its hash to the file, which is made if it is not there.
+
+    Args:
+        path: the file.
+        name: whose key it is.
+        scopes: what it grants.
+        expires_days: from now; None: never.
+
+    Returns:
+        The key, which is kept nowhere.
+
+    Raises:
+        StartError: the file cannot be read or written.
+    """
+    if expires_days is not None and not 0 < expires_days <= _LONGEST_DAYS:
+        raise StartError([f"--expires-days: must be more than 0, and at most {_LONGEST_DAYS}"])
+    path = Path(os.path.realpath(path))  # a link stays one
+    now = datetime.now(UTC).replace(microsecond=0)
+    key_id = secrets.token_hex(6)
+    key = f"{PREFIX}_{key_id}_{secrets.token_urlsafe(32)}"
+    expires = now + timedelta(days=expires_days) if expires_days is not None else None
+    try:
+        added = Key(
+            id=key_id, name=name, sha256=_hash(key), scopes=tuple(sorted(set(scopes))), created=now, expires=expires
+        )
+    except ValidationError as error:
+        raise StartError(f"--{line}" for line in problems_of(error)) from None
+    try:
+        with _replacing(path) as file:
+            found = _read(path) if path.exists() else []
+            file.write(_File(keys=[*found, added]).model_dump_json(indent=2) + "\n")
+    except FileExistsError:
+        problem = f"{path.name}.new is there: another `keys new` is running, or one was interrupted; then remove it"
+        raise StartError([f"MCP_API_KEYS_FILE: {problem}"]) from None
+    except OSError as error:
+        raise StartError([f"MCP_API_KEYS_FILE: the file cannot be written ({error.strerror})"]) from None
+    return key
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[IO[str]]:
+    """Write the whole file anew, so that no reader sees half of it. Raises FileExistsError while another does."""
+    beside = path.with_name(f"{path.name}.new")
+    mode = path.stat().st_mode & 0o777 if path.exists() else 0o600
+    handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        beside.chmod(mode)
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def _read(path: Path) -> list[Key]:
+    try:
+        with path.open("rb") as file:
+            data = file.read(_LARGEST_FILE + 1)
+    except OSError as error:
+        problem = f"the file cannot be read ({error.strerror}); `keys new` makes it"
+        raise StartError([f"MCP_API_KEYS_FILE: {problem}"]) from None
+    if len(data) > _LARGEST_FILE:
+        raise StartError([f"MCP_API_KEYS_FILE: the file is larger than {_LARGEST_FILE} bytes"])
+    try:
+        keys = _File.model_validate_json(data).keys
+    except ValidationError as error:
+        raise StartError(f"MCP_API_KEYS_FILE: {line}" for line in problems_of(error)) from None
+    if len({key.id for key in keys}) < len(keys):
+        raise StartError(["MCP_API_KEYS_FILE: keys: an id stands twice; remove one"])
+    return keys
+
+
+def _by_id(keys: Iterable[Key]) -> dict[str, tuple[Key, Principal]]:
+    return {key.id: (key, Principal("api_key", frozenset(key.scopes), client=key.name, subject=key.id)) for key in keys}
+
+
+def _version(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def _hash(key: str) -> str:
+    return sha256(key.encode("utf-8", "surrogatepass")).hexdigest()

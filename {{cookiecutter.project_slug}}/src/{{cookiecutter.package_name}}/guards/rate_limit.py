@@ -1,0 +1,56 @@
+"""How much a client may ask for in a time."""
+
+import os
+from ipaddress import ip_address, ip_network
+from typing import Any, Literal
+
+from ..calls import Call, Proceed
+from ..errors import RateLimited, Unavailable
+from ..limits.store import Store, StoreDown
+
+_LIMITED = {"tools/call", "prompts/get", "resources/read", "completion/complete"}
+
+
+class RateLimit:
+    """Charges each call to its client, by its cost, and refuses what exceeds the client's limit."""
+
+    def __init__(self, store: Store, on_store_error: Literal["allow", "deny"]) -> None:
+        self._store = store
+        self._denies = on_store_error == "deny"
+        self._process = f"local:{os.urandom(6).hex()}"
+
+    async def __call__(self, call: Call, proceed: Proceed) -> Any:
+        if call.method not in _LIMITED:
+            return await proceed(call)
+        try:
+            wait = await self._store.take(self._key(call), call.target.cost if call.target is not None else 1)
+        except StoreDown:
+            if self._denies:
+                raise Unavailable("The rate limit cannot be checked now. Retry after 1 s.", retry_after=1) from None
+            wait = 0.0
+        if wait > 0:
+            raise RateLimited(f"Your rate limit is reached. Retry after {in_words(wait)}.", retry_after=wait)
+        return await proceed(call)
+
+    def _key(self, call: Call) -> str:
+        """The principal; without one the address, over stdio this process."""
+        if call.principal.kind == "local":
+            return self._process
+        return call.principal.name if call.principal.kind != "anonymous" else address_key(call.client)
+
+
+def in_words(seconds: float) -> str:
+    """`0.5 s`, `3 s`: never less than it is."""
+    tenths = -(-seconds // 0.1) / 10
+    return f"{tenths:g} s" if tenths < 1 else f"{-(-seconds // 1):g} s"
+
+
+def address_key(address: str | None) -> str:
+    """What stands for a caller of whom nothing is known but the address: for IPv6 the network, as each has 2^64."""
+    try:
+        found = ip_address(address or "")
+    except ValueError:
+        return "address:unknown"
+    if found.version == 6:
+        found = found.ipv4_mapped or found
+    return f"address:{found if found.version == 4 else ip_network((found, 64), strict=False)}"
