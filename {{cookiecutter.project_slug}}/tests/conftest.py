@@ -77,9 +77,11 @@ def connect(way: Way, request: pytest.FixtureRequest, tmp_path: Path) -> Connect
             headers = {"Authorization": f"Bearer {new_key(file, 'tests', scopes, None)}"}
             granted = {"MCP_AUTH_MODE": "api_key", "MCP_API_KEYS_FILE": str(file), **(settings or {})}
             with Server(*SERVE_HTTP, settings=granted) as guarded:
-                async with httpx2.AsyncClient(headers=headers, timeout=PATIENCE) as http:
-                    async with Client(streamable_http_client(guarded.url, http_client=http), mode=mode) as client:
-                        yield client
+                async with (
+                    httpx2.AsyncClient(headers=headers, timeout=PATIENCE) as http,
+                    Client(streamable_http_client(guarded.url, http_client=http), mode=mode) as client,
+                ):
+                    yield client
         elif settings is None:
             server: Server = request.getfixturevalue("http_server")
             async with Client(server.url, mode=mode) as client:

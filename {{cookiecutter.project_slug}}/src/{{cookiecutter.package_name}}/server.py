@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import mcp_types as types
 import structlog
@@ -69,31 +69,38 @@ def build_server(settings: Settings) -> Application:
     found = (*discover(tools, "tool"), *discover(resources, "resource"), *discover(prompts, "prompt"))
     threads, bus = Threads(settings.max_concurrent_calls), InMemorySubscriptionBus()
     registry = Registry(found, Surroundings(threads, bus))
-    authenticator, local, keys_wanted = _credentials(settings)
-    limits, store_wanted = _limits(settings, registry)
-    own = [*keys_wanted, *store_wanted]
+    dear = [tool.name for tool in registry.tools.values() if tool.cost > settings.rate_limit_burst]
+    if dear and settings.rate_limit_per_minute:
+        raise StartError([f"MCP_RATE_LIMIT_BURST: must be at least the cost of {', '.join(sorted(dear))}"])
+    credentials = _credentials(settings)
+    store, store_wanted = make_store(settings)
     wanted = [each for one in registry.served for each in one.signature.dependencies.values()]
-    dependencies = Dependencies([*own, *wanted])
+    dependencies = Dependencies([*credentials.wanted, *store_wanted, *wanted])
     listeners = ListenHandler(bus)
     drain = Drain(listeners)
     guards: list[Guard] = [
         RequestLog(),
         drain,
         Authorize(is_open=settings.auth_mode == "none" or settings.auth_allow_anonymous),
-        *limits,
+        RateLimit(store, settings.rate_limit_on_store_error),
         Capacity(settings.max_concurrent_calls),
         Deadline(settings.tool_timeout_seconds),
     ]
     server = _answer(registry, dependencies, listeners, settings.max_result_bytes)
-    install(server, guards, registry, local, settings.sealing_keys)
-    return Application(settings, registry, server, drain, threads, dependencies, authenticator)
+    install(server, guards, registry, credentials.local, settings.sealing_keys)
+    return Application(settings, registry, server, drain, threads, dependencies, credentials.authenticator)
 
 
-def _credentials(settings: Settings) -> tuple[Authenticator | None, Callable[[], Principal], list[Depends]]:
-    """Who checks what comes over HTTP, who calls over stdio, and what that depends on.
+class _Credentials(NamedTuple):
+    """Who checks what comes over HTTP, who calls over stdio, and what that depends on."""
 
-    What is not used is not imported, as it would take its part of the start.
-    """
+    authenticator: Authenticator | None
+    local: Callable[[], Principal]
+    wanted: list[Depends]
+
+
+def _credentials(settings: Settings) -> _Credentials:
+    """What is not used is not imported, as it would take its part of the start."""
     if settings.api_keys_file is None:
         keys = None
     else:
@@ -111,18 +118,8 @@ def _credentials(settings: Settings) -> tuple[Authenticator | None, Callable[[],
         from .auth.jwt import JwtAuthenticator
 
         tokens = JwtAuthenticator(settings)
-        return tokens, local, [Depends(tokens.open, check=JwtAuthenticator.check, label="jwt_keys")]
-    return keys if settings.auth_mode == "api_key" else None, local, []
-
-
-def _limits(settings: Settings, registry: Registry) -> tuple[list[Guard], list[Depends]]:
-    """The guard of each client's limit, if there is one, and what it depends on."""
-    if settings.rate_limit_per_minute == 0:
-        return [], []
-    if dear := [tool.name for tool in registry.tools.values() if tool.cost > settings.rate_limit_burst]:
-        raise StartError([f"MCP_RATE_LIMIT_BURST: must be at least the cost of {', '.join(sorted(dear))}"])
-    store, wanted = make_store(settings)
-    return [RateLimit(store, settings.rate_limit_on_store_error)], wanted
+        return _Credentials(tokens, local, [Depends(tokens.open, check=JwtAuthenticator.check, label="jwt_keys")])
+    return _Credentials(keys if settings.auth_mode == "api_key" else None, local, [])
 
 
 def _answer(

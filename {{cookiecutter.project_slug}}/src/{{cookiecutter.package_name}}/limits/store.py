@@ -27,6 +27,14 @@ class Store(Protocol):
         """
 
 
+class Unlimited:
+    """No limits at all."""
+
+    async def take(self, key: str, cost: int) -> float:
+        """As `Store.take`: 0."""
+        return 0.0
+
+
 class MemoryStore:
     """Limits of this process alone."""
 
@@ -44,16 +52,15 @@ def make_store(settings: Settings) -> tuple[Store, list[Depends]]:
     Raises:
         StartError: it cannot be used.
     """
-    url, limit = (
-        settings.rate_limit_store.get_secret_value(),
-        (settings.rate_limit_per_minute, settings.rate_limit_burst),
-    )
-    if url.startswith("memory:"):
-        return MemoryStore(*limit), []
+    url, per_minute, burst = settings.rate_limit_store, settings.rate_limit_per_minute, settings.rate_limit_burst
+    if per_minute == 0:
+        return Unlimited(), []
+    if url.get_secret_value().startswith("memory:"):
+        return MemoryStore(per_minute, burst), []
     try:
         from .redis import RedisStore
     except ModuleNotFoundError:
         problem = "the client for Redis is not installed; `uv sync --extra redis` installs it"
         raise StartError([f"MCP_RATE_LIMIT_STORE: {problem}"]) from None
-    store = RedisStore(url, *limit)
+    store = RedisStore(url.get_secret_value(), per_minute, burst)
     return store, [Depends(store.open, check=RedisStore.check, optional=True, label="rate_limit_store")]
