@@ -17,6 +17,7 @@ from mcp.client.streamable_http import streamable_http_client
 import {{ cookiecutter.package_name }}
 from {{ cookiecutter.package_name }}.auth.api_keys import new_key
 
+from .authorization_server import AuthorizationServer
 from .harness import MODERN, PACKAGE, PATIENCE, SERVE_HTTP, WAYS, Peer, Server, Way, environment
 
 PACKAGE_FOLDER = Path({{ cookiecutter.package_name }}.__file__).parent
@@ -141,6 +142,13 @@ def start_peer(start: Start) -> Iterator[StartPeer]:
     for peer in made:
         if peer.way.transport == "http":
             peer.http.close()
+
+
+@pytest.fixture
+def issuer() -> Iterator[AuthorizationServer]:
+    """An authorization server of the test's own."""
+    with AuthorizationServer() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -67,6 +67,7 @@ def configure(wire: Wire, *, level: str, form: str, secrets: Iterable[str] = ())
     # Their warnings repeat what is in the request log: headers (the SDK), requests that are no HTTP (uvicorn).
     logging.getLogger("mcp").setLevel(logging.ERROR)
     logging.getLogger("uvicorn").setLevel(logging.ERROR)
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # a line for each request
     logging.captureWarnings(True)
 
     own = structlog.get_logger()
