@@ -41,12 +41,12 @@ MAX_LENGTH = {
 # Distributions that the project installs or offers as extras. A project of the same name would depend on itself, a
 # package of the same name would hide theirs. tests/test_answers.py holds this against the generated pyproject.toml.
 DISTRIBUTIONS = """
-    annotated-types anyio ast-serialize attrs cffi click colorama cryptography execnet h11 httpcore2 httptools httpx2
-    httpx2-jsfetch idna iniconfig jsonschema jsonschema-specifications librt mcp mcp-types mypy mypy-extensions
-    opentelemetry-api opentelemetry-sdk packaging pathspec pluggy prometheus-client pycparser pydantic
+    annotated-types anyio ast-serialize async-timeout attrs cffi click colorama cryptography execnet h11 httpcore2
+    httptools httpx2 httpx2-jsfetch idna iniconfig jsonschema jsonschema-specifications librt mcp mcp-types mypy
+    mypy-extensions opentelemetry-api opentelemetry-sdk packaging pathspec pluggy prometheus-client pycparser pydantic
     pydantic-core pydantic-settings pygments pyjwt pytest pytest-asyncio pytest-timeout pytest-xdist python-dotenv
-    python-multipart pywin32 redis referencing rpds-py ruff sse-starlette starlette structlog tenacity
-    truststore types-jsonschema typing-extensions typing-inspection uvicorn uvloop
+    python-multipart pywin32 redis referencing rpds-py ruff sse-starlette starlette structlog tenacity truststore
+    types-jsonschema typing-extensions typing-inspection uvicorn uvloop
 """
 
 # Import names that differ from their distribution's, folders of the project, commands of its environment, and names

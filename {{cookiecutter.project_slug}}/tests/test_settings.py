@@ -63,6 +63,17 @@ BAD = {
     "MCP_LOG_LEVEL": ("LOUD", "must be 'DEBUG', 'INFO', 'WARNING' or 'ERROR'"),
     "MCP_TOOL_TIMEOUT_SECONDS": ("soon", "must be a number"),
     "MCP_MAX_CONCURRENT_CALLS": ("0", "must be at least 1"),
+    "MCP_TRUSTED_PROXIES": ("proxy.example.com", "must be IP addresses, or networks as in 10.0.0.0/8"),
+    "MCP_JWT_ISSUER": ("http://login.example.com", "must be an https address"),
+    "MCP_JWT_JWKS_URL": ("https://user:canary@login.example.com/keys", "without user, query and fragment"),
+    "MCP_PUBLIC_URL": ("tools.example.com/mcp", "must be an https address"),
+    "MCP_RATE_LIMIT_PER_MINUTE": ("-1", "must be at least 0"),
+    "MCP_RATE_LIMIT_BURST": ("0", "must be at least 1"),
+    "MCP_RATE_LIMIT_STORE": (
+        "postgres://canary:canary@db",
+        "must be memory://, or an address that starts with redis://",
+    ),
+    "MCP_AUTH_FAILURES_PER_MINUTE": ("0", "must be at least 1"),
     "MCP_REQUEST_STATE_KEYS": ("too-short-canary", "must be keys of at least 32 characters each"),
 }
 

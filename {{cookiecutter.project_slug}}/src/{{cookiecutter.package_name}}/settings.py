@@ -121,9 +121,7 @@ class Settings(BaseSettings):
     @classmethod
     def _is_url(cls, value: str | None) -> str | None:
         if value is not None and not is_safe_url(value):
-            raise PydanticCustomError(
-                "no_url", "an https address without user, query and fragment; http on a loopback address"
-            )
+            raise PydanticCustomError("no_url", "an https address, or http on this machine")
         return value
 
     @field_validator("rate_limit_store")

@@ -70,7 +70,7 @@ class RedisStore:
         """
         self._url = url
         self._new_connection()
-        self._microseconds = max(1, round(60_000_000 / per_minute))
+        self._microseconds = max(1, round(60_000_000 / per_minute))  # for a cost of 1
         self._burst = burst * self._microseconds
         self.failures = 0
         self._failures_before = 0
@@ -131,7 +131,9 @@ class RedisStore:
         if turns:
             asyncio.get_running_loop().call_later(_TURN_SECONDS, self._late, question, turns - 1)
         else:
-            self._give_up(TimeoutError())
+            error = TimeoutError()
+            question.reply.set_result(error)
+            self._give_up(error)
 
     async def _keep_connected(self) -> None:
         while True:
@@ -231,6 +233,8 @@ class RedisStore:
         """Speaks RESP2 without a greeting, has no timeouts of its own, and retries nothing."""
         try:
             options: dict[str, Any] = {**parse_url(self._url)}
+            if not (options.get("host") or options.get("path")):
+                raise ValueError  # redis-py would take this machine for it
             kind = options.pop("connection_class", Connection)
             ours = {"protocol": 2, "driver_info": None, "socket_timeout": None, "socket_connect_timeout": None}
             connection: AbstractConnection = kind(**(options | ours))
