@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,6 +40,11 @@ def environment() -> dict[str, str]:
     variables["UV_PYTHON_DOWNLOADS"] = "never"
     variables["PATH"] = os.pathsep.join([str(Path(uv()).parent), variables.get("PATH", os.defpath)])
     return variables
+
+
+def server_environment(settings: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of a server under test. Tests call more often than a client may: its limit is wide."""
+    return environment() | {"MCP_RATE_LIMIT_BURST": "1000000"} | dict(settings)
 
 
 def configuration(folder: Path) -> Path:

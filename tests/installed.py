@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bootstrap import BIN, environment
+from bootstrap import BIN, environment, server_environment
 from rendering import run
 
 SLUG, PACKAGE = "spare-parts", "spare_parts"  # of a project named Spare Parts
@@ -27,7 +27,7 @@ class Installed(NamedTuple):
             input="".join(json.dumps(message) + "\n" for message in messages),
             capture_output=True,
             encoding="utf-8",
-            env=environment() | settings,
+            env=server_environment(settings),
             timeout=60,
             check=True,
         )
@@ -35,11 +35,16 @@ class Installed(NamedTuple):
             json.loads(line) for line in done.stderr.splitlines()
         ]
 
+    def new_key(self, file: Path, *scopes: str) -> str:
+        """A new API key that grants these scopes, whose hash is added to the file."""
+        line = [self.command, "keys", "new", "--name", "tests", "--scopes", ",".join(scopes)]
+        return subprocess.check_output(line, env=environment() | {"MCP_API_KEYS_FILE": str(file)}, text=True).strip()
+
     @contextmanager
     def http(self, **settings: str) -> Iterator[str]:
         """The address of a server that is stopped at the end."""
         command = [self.command, "serve", "--transport", "http", "--port", "0"]
-        variables = environment() | settings
+        variables = server_environment(settings)
         with subprocess.Popen(command, env=variables, stderr=subprocess.PIPE, encoding="utf-8") as server:
             assert server.stderr
             try:

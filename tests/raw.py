@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import IO, Any, NamedTuple, Self
 from urllib.parse import urlsplit
 
-from bootstrap import environment
+from bootstrap import server_environment
 
 MODERN, LEGACY = "2026-07-28", "2025-11-25"
 ENVELOPE = {
@@ -43,7 +43,7 @@ class Server:
             stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=environment() | dict(settings or {}),
+            env=server_environment(settings or {}),
         )
         self._patience = patience
         self.lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()

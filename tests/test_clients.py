@@ -1,5 +1,6 @@
 """Other people's clients and what they see of an installed server, over both transports and in both eras.
 
+Over HTTP they send an API key, which grants what they may not use on stdio.
 The Python SDK's client is not here: the suite of every generated project drives its server with it, in all four ways.
 """
 
@@ -9,11 +10,12 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import pytest
 
-from bootstrap import ROOT
+from bootstrap import ROOT, environment
 from installed import Installed, install, modern
 from node import Node, install_packages
 from rendering import render
@@ -38,14 +40,36 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Node:
     return install_packages(tmp_path_factory.mktemp("clients"), *PACKAGES)
 
 
+class Guarded(NamedTuple):
+    """Settings that ask for an API key, and one that may place orders."""
+
+    settings: dict[str, str]
+    key: str
+
+
+@pytest.fixture(scope="module")
+def guarded(installed: Installed) -> Guarded:
+    """A file of keys, with one in it."""
+    file = installed.path / "keys.json"
+    key = installed.new_key(file, "orders:write")
+    return Guarded({"MCP_AUTH_MODE": "api_key", "MCP_API_KEYS_FILE": str(file)}, key)
+
+
+class Target(NamedTuple):
+    """What a client is told: the server's command, or the address of a running one and what to say there."""
+
+    address: str
+    authorization: str = ""
+
+
 @pytest.fixture(params=["stdio", "http"])
-def target(installed: Installed, request: pytest.FixtureRequest) -> Iterator[str]:
-    """What a client is told to connect to: the server's command, or the address of a running one."""
+def target(installed: Installed, guarded: Guarded, request: pytest.FixtureRequest) -> Iterator[Target]:
+    """Where a client is to connect to."""
     if request.param == "stdio":
-        yield str(installed.command)
+        yield Target(str(installed.command))
     else:
-        with installed.http() as url:
-            yield url
+        with installed.http(**guarded.settings) as url:
+            yield Target(url, f"Bearer {guarded.key}")
 
 
 @pytest.fixture(params=["modern", "legacy"])
@@ -55,9 +79,10 @@ def era(request: pytest.FixtureRequest) -> str:
     return chosen
 
 
-def check(seen: Json, era: str) -> None:
-    """Check what every client shows: the tools, a tool's result and its error, a resource, a prompt."""
-    assert {tool["name"] for tool in seen["tools"]["tools"]} == {"get_part", "place_order", "search_parts", "stocktake"}
+def check(seen: Json, era: str, *, has_key: bool) -> None:
+    """Check what every client shows: the tools it may use, a tool's result and its error, a resource, a prompt."""
+    tools = {"get_part", "search_parts", "stocktake"} | ({"place_order"} if has_key else set())
+    assert {tool["name"] for tool in seen["tools"]["tools"]} == tools
     part = seen["part"]["structuredContent"]
     assert part["aisle"] == "A1"
     # Only modern results name the server: a client that quietly spoke the other era is found out.
@@ -70,9 +95,10 @@ def check(seen: Json, era: str) -> None:
     assert part["name"] in seen["prompt"]["messages"][0]["content"]["text"]
 
 
-def test_inspector(node: Node, target: str, era: str) -> None:
+def test_inspector(node: Node, target: Target, era: str) -> None:
     """The official Inspector shows everything, has nothing against the schemas, and exits with 5 after a tool's error."""
     launcher = "@modelcontextprotocol/inspector/clients/launcher/build/index.js"
+    sent = ("--header", f"Authorization: {target.authorization}") if target.authorization else ()
     call = ("tools/call", "--tool-name", "get_part", "--tool-args-json")
     seen, codes = {}, {}
     for name, arguments in {
@@ -83,26 +109,26 @@ def test_inspector(node: Node, target: str, era: str) -> None:
         "prompt": ("prompts/get", "--prompt-name", "reorder", "--prompt-args", "sku=BRG-6204"),
     }.items():
         options = ("--protocol-era", era, "--format", "json", "--method", *arguments)
-        done = node.run(node.command(launcher, "--cli", target, *options))
+        done = node.run(node.command(launcher, "--cli", target.address, *options, *sent))
         seen[name], codes[name] = json.loads(done.stdout)["result"], done.returncode
-    check(seen, era)
+    check(seen, era, has_key=bool(sent))
     assert codes == {"tools": 0, "part": 0, "refused": 5, "resource": 0, "prompt": 0}
 
 
-def test_typescript_client(node: Node, target: str, era: str) -> None:
+def test_typescript_client(node: Node, target: Target, era: str) -> None:
     """The TypeScript SDK's client finds the era by itself, or goes by the handshake as it does by default."""
     driver = shutil.copy(ROOT / "tests" / "clients" / "typescript.mjs", node.folder)  # imports from where it lies
-    done = node.run([node.program, driver, "auto" if era == "modern" else "legacy", target])
+    done = node.run([node.program, driver, "auto" if era == "modern" else "legacy", *target])
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)
-    check(seen, era)
+    check(seen, era, has_key=bool(target.authorization))
     assert seen["version"] == (MODERN if era == "modern" else LEGACY)
     # Progress that it reads in one go with the answer is lost on this client, so the last steps may be missing.
     assert seen["progress"][0] == {"progress": 1, "total": 7, "message": "aisle A1"}
 
 
-def test_mcp_remote(node: Node, installed: Installed, era: str) -> None:
-    """mcp-remote joins a client on stdio to the server over HTTP, and passes on all progress."""
+def test_mcp_remote(node: Node, installed: Installed, guarded: Guarded, era: str) -> None:
+    """mcp-remote, started as `client-config` says, joins a client on stdio to the server, and passes on all progress."""
     requests: dict[str, tuple[str, Json]] = {
         "tools": ("tools/list", {}),
         "part": ("tools/call", {"name": "get_part", "arguments": {"sku": "BRG-6204"}}),
@@ -111,7 +137,7 @@ def test_mcp_remote(node: Node, installed: Installed, era: str) -> None:
         "resource": ("resources/read", {"uri": "part://BRG-6204"}),
         "prompt": ("prompts/get", {"name": "reorder", "arguments": {"sku": "BRG-6204"}}),
     }
-    with installed.http() as url, bridged(node.command("mcp-remote/dist/proxy.js", url), node.environment()) as ask:
+    with installed.http(**guarded.settings) as url, bridged(*configured(node, installed, guarded, url)) as ask:
         if era == "legacy":
             hello = {"protocolVersion": LEGACY, "capabilities": {}, "clientInfo": {"name": "raw", "version": "0"}}
             (answer,) = ask({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": hello})
@@ -125,7 +151,16 @@ def test_mcp_remote(node: Node, installed: Installed, era: str) -> None:
             assert [each["params"]["progress"] for each in notifications] == (
                 [1, 2, 3, 4, 5, 6, 7] if name == "counted" else []
             )
-    check(seen, era)
+    check(seen, era, has_key=True)
+
+
+def configured(node: Node, installed: Installed, guarded: Guarded, url: str) -> tuple[list[str | Path], dict[str, str]]:
+    """The command line and the environment of mcp-remote in the snippet for Claude Desktop, with the key filled in."""
+    variables = environment() | guarded.settings | {"MCP_TRANSPORT": "http", "MCP_PORT": str(urlsplit(url).port)}
+    shown = subprocess.check_output([installed.command, "client-config", "claude-desktop"], env=variables, text=True)
+    (entry,) = json.loads(shown.replace("<API key>", guarded.key))["mcpServers"].values()
+    program, *arguments = entry["args"][entry["args"].index("mcp-remote") :]
+    return node.command(f"{program}/dist/proxy.js", *arguments), node.environment() | entry["env"]
 
 
 @contextmanager

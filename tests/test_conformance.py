@@ -2,6 +2,9 @@
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,8 @@ import yaml
 from bootstrap import ROOT
 from installed import PACKAGE, Installed, install
 from node import Node, install_packages
+from proxy import authorized
+from raw import SERVE_HTTP, Server
 from rendering import render, run
 
 pytestmark = [pytest.mark.install, pytest.mark.timeout(300)]
@@ -49,6 +54,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Node:
     return install_packages(tmp_path_factory.mktemp("suite"), f"{SUITE}@{VERSION}")
 
 
+@pytest.mark.parametrize("mode", ["none", "api_key"])
 @pytest.mark.parametrize(
     ("revision", "sessions", "scenarios", "failing"),
     [
@@ -61,24 +67,42 @@ def test_server_meets_the_requirements(
     installed: Installed,
     node: Node,
     tmp_path: Path,
+    mode: str,
     revision: str,
     sessions: str,
     scenarios: int,
     failing: dict[str, str],
 ) -> None:
     """Every scenario that a revision requires passes, in all its checks, but those named here with a reason."""
-    with installed.http(MCP_HTTP_SESSIONS=sessions) as url:
-        options = ("--url", url, "--requirements", revision, "--output-dir", tmp_path)
+    results = tmp_path / "results"
+    serving = installed.http if mode == "none" else partial(guarded, installed, tmp_path)
+    with serving(MCP_HTTP_SESSIONS=sessions) as url:
+        options = ("--url", url, "--requirements", revision, "--output-dir", results)
         done = node.run(node.command(f"{SUITE}/dist/index.js", "server", *options))
     listed = node.folder / "node_modules" / SUITE / "requirements" / f"{revision}.yaml"
     required = yaml.safe_load(listed.read_text(encoding="utf-8"))["server"]
     assert len(required) == scenarios
-    assert any(tmp_path.iterdir()), done.stdout + done.stderr
+    assert any(results.iterdir()), done.stdout + done.stderr
     # Not by the suite's own list of expected failures, which lets misspelt names through.
-    problems = {name: found for name in required if (found := problems_of(name, tmp_path))}
+    problems = {name: found for name in required if (found := problems_of(name, results))}
     unexpected = {name: found for name, found in problems.items() if name not in failing}
     assert not unexpected, json.dumps(unexpected, indent=1)
     assert failing.keys() <= problems.keys(), "one that is named as failing passes"
+
+
+@contextmanager
+def guarded(installed: Installed, folder: Path, **settings: str) -> Iterator[str]:
+    """The address of a server that wants an API key, by way of a proxy that sends one; it served nobody without."""
+    file = folder / "keys.json"
+    key = installed.new_key(file)
+    settings |= {"MCP_AUTH_MODE": "api_key", "MCP_API_KEYS_FILE": str(file)}
+    with Server([installed.command, *SERVE_HTTP], settings) as server:
+        with authorized(server.port, key) as url:
+            yield url
+        requests = [event for event in server.events() if event["event"] == "request"]
+    served = {event["principal"] for event in requests if event["outcome"] != "invalid_request"}
+    assert len(served) == 1
+    assert served.pop().startswith("api_key:")
 
 
 @pytest.mark.parametrize("examples", ["yes", "no"])

@@ -584,7 +584,7 @@ class Edge(Watched):
 def command(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The command of the default project, rendered and installed."""
     path = render(tmp_path_factory.mktemp("fuzz"))
-    sync = run(path, "uv sync")
+    sync = run(path, "uv sync --compile-bytecode")  # without bytecode the first start may be too slow for its patience
     assert sync.returncode == 0, sync.stderr
     tools = json.loads(run(path, f"uv run {path.name} tools --json").stdout)
     assert {tool["name"] for tool in tools} == CALLS.keys()

@@ -12,6 +12,8 @@ from bootstrap import ROOT, UV_VERSION
 from hooks.post_gen_project import MANIFEST, removed
 from rendering import CHOICES, combinations, files, metadata, parse, render
 
+pytestmark = pytest.mark.timeout(300)  # the first one waits for all projects: half a minute on a machine at rest
+
 TEMPLATE = ROOT / "{{cookiecutter.project_slug}}"
 PACKAGE = "my_mcp_server"
 

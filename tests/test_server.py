@@ -46,7 +46,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
 
 
 def test_dropped_tool_is_served_without_another_edit(installed: Installed) -> None:
-    """It is listed with its scopes and annotations, guarded, validated, timed and logged."""
+    """It is listed for those who may use it, with its annotations, and guarded, validated, timed and logged."""
     rows = json.loads(run(installed.path, f"uv run {SLUG} tools --json").stdout)
     row = {"name": "nap", "scopes": ["naps:take"], "cost": 3, "timeout_seconds": 0.2, "read_only": False}
     assert row in rows
@@ -54,8 +54,10 @@ def test_dropped_tool_is_served_without_another_edit(installed: Installed) -> No
     def call(rpc_id: int, **arguments: Any) -> dict[str, Any]:
         return modern(rpc_id, "tools/call", name="nap", arguments=arguments)
 
-    (refused,), _ = installed.stdio(call(1, seconds=0))
-    assert refused["result"]["_meta"]["plinth/error"]["code"] == "unauthenticated"
+    answers, _ = installed.stdio(modern(1, "tools/list"), call(2, seconds=0))
+    by_id = {answer["id"]: answer["result"] for answer in answers}
+    assert "nap" not in {tool["name"] for tool in by_id[1]["tools"]}
+    assert by_id[2]["_meta"]["plinth/error"]["code"] == "forbidden"
     answers, log = installed.stdio(
         modern(1, "tools/list"),
         call(2, seconds=0),

@@ -24,16 +24,31 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from load import PATIENCE, pinned
-from servers import BARE, FASTMCP, FLOOR, OURS, READER, TYPESCRIPT, Problem, Server, ours, rivals, running, without
+from servers import (
+    BARE,
+    FASTMCP,
+    FLOOR,
+    OURS,
+    READER,
+    TYPESCRIPT,
+    Problem,
+    Server,
+    ours,
+    redis,
+    rivals,
+    running,
+    without,
+)
 
 from bootstrap import environment
 
 # Many and short: less happens on the machine between two servers.
-ROUNDS = {"http": 8, "stdio": 7, "start": 9, "features": 9, "processes": 7}
+ROUNDS = {"http": 8, "stdio": 7, "start": 9, "features": 9, "costs": 9, "processes": 7}
 SECONDS = 0.4  # a measurement, after a fifth of a second that does not count
 
 CORES: list[int | None] = [*sorted(os.sched_getaffinity(0))] if hasattr(os, "sched_getaffinity") else [None]
 SERVER, LOAD = CORES[0], CORES[-1]
+LOAD_SCRIPT, COSTS_SCRIPT = (str(Path(__file__).with_name(name)) for name in ("load.py", "costs.py"))
 
 # What is measured, and how much of a rival's figure ours is to be: at least (calls), or at most. None: no target.
 BUSY: dict[str, float | None] = {BARE: 2.5, FASTMCP: 5, TYPESCRIPT: 2.2, FLOOR: 0.17}
@@ -54,19 +69,47 @@ MEASURES: list[tuple[str, str, dict[str, float | None]]] = [
 ]
 
 # What can be left out of the generated server: by settings, and by lines of its server.py.
-FEATURES: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
+Left = tuple[dict[str, str], tuple[str, ...]]
+PARTS: dict[str, Left] = {
+    "authentication by key": ({"MCP_AUTH_MODE": "none"}, ()),
+    "rate limit": ({"MCP_RATE_LIMIT_PER_MINUTE": "0"}, ()),
     "log line": ({"MCP_LOG_LEVEL": "ERROR"}, ()),
+}
+GUARDS: dict[str, Left] = {
     "request log": ({}, ("RequestLog(),",)),
     "drain": ({}, ("drain,",)),
-    "authorize": ({}, ("Authorize(),",)),
+    "authorize": ({}, ("Authorize(",)),
     "capacity": ({}, ("Capacity(",)),
     "deadline": ({}, ("Deadline(",)),
 }
-ALL = "all of them"
-FEATURES[ALL] = (
-    {name: value for settings, _ in FEATURES.values() for name, value in settings.items()},
-    tuple(line for _, lines in FEATURES.values() for line in lines),
-)
+
+
+def together(*left: Left) -> Left:
+    """All of these left out."""
+    settings = {name: value for each, _ in left for name, value in each.items()}
+    return settings, tuple(line for _, lines in left for line in lines)
+
+
+THREE, ALL = "these three", "all of them"
+FEATURES: dict[str, Left] = {
+    **PARTS,
+    THREE: together(*PARTS.values()),
+    **GUARDS,
+    ALL: together(*PARTS.values(), *GUARDS.values()),
+}
+FEATURE_TARGETS = {THREE: 0.8, ALL: 0.7}  # 0.8: they cost at most a quarter of a call without them
+
+# What `costs.py` measures, by what else that is divided, and how much it may be.
+TEN = "10 µs"
+COSTS: dict[str, tuple[str, str, float | None]] = {
+    "bare": ("a call without these three", "", None),
+    "key": ("authentication by key adds", "bare", None),
+    "limiter": ("rate limit in memory adds", TEN, 1),
+    "log": ("log line adds", "bare", None),
+    "all": ("these three add", "bare", 0.25),
+    "ping": ("PING by redis-py", "", None),
+    "redis": ("rate limit in Redis adds", "ping", 1.2),
+}
 
 
 class Comparison:
@@ -97,6 +140,7 @@ class Comparison:
                     self.problems[server.name, name] = str(problem)
             for number, (era, connections), (server, port) in turns(rounds, plans, up):
                 asked = {"transport": "http", "port": port, "era": era, "connections": connections}
+                asked |= {"authorization": server.authorization}
                 self._keep(server, f"{name} {era} {connections}", number, asked)
 
     def stdio(self, servers: list[Server], rounds: int) -> None:
@@ -116,6 +160,7 @@ class Comparison:
         is left to see is whether two processes hinder each other.
         """
         asked = {"transport": "http", "era": "modern", "connections": 16, "seconds": self.seconds}
+        asked |= {"authorization": server.authorization}
         try:
             with ExitStack() as stack:
                 pool = stack.enter_context(ThreadPoolExecutor())
@@ -125,6 +170,18 @@ class Comparison:
                     self.figures[str(len(used)), "processes"][number] = sum(each.result()["rate"] for each in loads)
         except Problem as problem:
             self.problems[server.name, "processes"] = str(problem)
+
+    def costs(self, server: Server, rounds: int) -> None:
+        """What parts of a call cost, in microseconds, as the figures of those parts."""
+        try:
+            with redis(LOAD) as address:
+                asked = {"rounds": rounds, "authorization": server.authorization, "redis": address}
+                found = measured(SERVER, [server.stdio[0], COSTS_SCRIPT, json.dumps(asked)], server.settings)
+        except Problem as problem:
+            self.problems[server.name, "costs"] = str(problem)
+        else:
+            for name, values in {**found, TEN: [10.0] * rounds}.items():
+                self.figures[name, "costs"] = dict(enumerate(values))
 
     def _pipes(self, server: Server, name: str, number: int, **asked: Any) -> None:
         if server.stdio:
@@ -144,13 +201,21 @@ class Comparison:
 
 
 def load(core: int | None, asked: dict[str, Any], settings: dict[str, str] | None = None) -> dict[str, float]:
-    """Run the load generator; a server that it starts has these settings and logs to a reader on the same core.
+    """Run the load generator; a server that it starts has these settings.
 
     Raises:
         Problem: an answer is missing or wrong.
     """
-    line = [sys.executable, str(Path(__file__).with_name("load.py")), json.dumps(asked)]
-    variables = environment() | (settings or {})
+    return measured(core, [sys.executable, LOAD_SCRIPT, json.dumps(asked)], settings or {})
+
+
+def measured(core: int | None, line: list[str], settings: dict[str, str]) -> dict[str, Any]:
+    """Run what prints figures as JSON; its log goes to a reader on the same core.
+
+    Raises:
+        Problem: there are none.
+    """
+    variables = environment() | settings
     with (
         pinned(core),
         subprocess.Popen(READER, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as reader,
@@ -162,8 +227,8 @@ def load(core: int | None, asked: dict[str, Any], settings: dict[str, str] | Non
         except subprocess.TimeoutExpired:
             process.kill()
             reader.kill()
-            raise Problem("the load generator does not end") from None
-    found: dict[str, Any] = json.loads(answer or '{"problem": "the load generator fails"}')
+            raise Problem(f"{Path(line[1]).name} does not end") from None
+    found: dict[str, Any] = json.loads(answer or json.dumps({"problem": f"{Path(line[1]).name} fails"}))
     if "problem" in found:
         raise Problem("; its log ends: ".join(filter(None, [found["problem"], last.strip()])))
     return found
@@ -197,7 +262,7 @@ VERDICT = ["ratio", "in the rounds", "best by best", "target", "holds"]
 
 def verdict(found: Comparison, one: str, other: str, key: str, target: float | None) -> list[str]:
     """The cells for one's figure by the other's. What the best rounds say is what a machine at rest would."""
-    at_least = not key.endswith(("p50", "start", "memory"))
+    at_least = not key.endswith(("p50", "start", "memory", "costs"))
     wanted = "" if target is None else f"{'≥' if at_least else '≤'} {target:g}"
     ones, others = found.figures[one, key], found.figures[other, key]
     ratios = sorted(ones[number] / others[number] for number in ones.keys() & others.keys())
@@ -231,10 +296,18 @@ def report(found: Comparison, servers: list[Server]) -> None:
     if found.median(OURS, key) is not None:
         rows = [
             [name, shown(found.median(name, key), ""), *verdict(found, OURS, name, key, target)]
-            for name, target in (dict.fromkeys(FEATURES) | {ALL: 0.7}).items()
+            for name, target in (dict.fromkeys(FEATURES) | FEATURE_TARGETS).items()
         ]
         everything = ["nothing", shown(found.median(OURS, key), ""), *[""] * len(VERDICT)]
         table(["left out", "calls/s", "with it, by without it: ratio", *VERDICT[1:]], everything, *rows)
+    if found.median("bare", "costs"):
+        rows = []
+        for name, (title, other, target) in COSTS.items():
+            figure = found.median(name, "costs")
+            against = [COSTS[other][0] if other in COSTS else other] if other else [""]
+            judged = verdict(found, name, other, "costs", target) if other else [""] * len(VERDICT)
+            rows.append([title, "-" if figure is None else f"{figure:.1f}", *against, *judged])
+        table(["in one process, without sockets", "µs", "by", *VERDICT], *rows)
     if one := found.median("1", "processes"):
         rates = [shown(one, ""), shown(found.median("2", "processes"), "")]
         table(["one process (calls/s)", "two", *VERDICT], [*rates, *verdict(found, "2", "1", "processes", 1.6)])
@@ -271,6 +344,8 @@ def main() -> None:
                     variants = [without(name, own, project, *what) for name, what in FEATURES.items()]
                     found.problems.update({(each.name, part): each.problem for each in variants if each.problem})
                     found.http([own, *variants], rounds, [("modern", 16)], part)
+                case "costs":
+                    found.costs(own, rounds)
                 case "processes":
                     found.processes(own, rounds)
         version = subprocess.check_output([own.stdio[0], "--version"], text=True).strip()

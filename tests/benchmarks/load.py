@@ -74,7 +74,7 @@ _DATA = re.compile(rb"^data: *(\S.*?)\r?$", re.MULTILINE)
 class Connection:
     """A kept-alive connection with one call at a time on its way."""
 
-    def __init__(self, port: int, era: str) -> None:
+    def __init__(self, port: int, era: str, authorization: str) -> None:
         body = call(1, era)
         lines = [
             "POST /mcp HTTP/1.1",
@@ -84,6 +84,7 @@ class Connection:
             f"Content-Length: {len(body)}",
             f"MCP-Protocol-Version: {VERSIONS[era]}",
             *(["Mcp-Method: tools/call", "Mcp-Name: add"] if era == "modern" else []),
+            *([f"Authorization: {authorization}"] if authorization else []),
         ]
         self._request = "\r\n".join(lines).encode() + b"\r\n\r\n" + body
         self._buffer = b""
@@ -129,12 +130,12 @@ def _joined(body: bytes) -> bytes:
     return b"".join(chunks)
 
 
-def http(port: int, era: str, connections: int, seconds: float) -> dict[str, float]:
+def http(port: int, era: str, connections: int, seconds: float, authorization: str = "") -> dict[str, float]:
     """Keep each connection busy with one call after the other. `busy`: the share of the time this process computed."""
     took = []
     with selectors.DefaultSelector() as selector:
         for _ in range(connections):
-            connection = Connection(port, era)
+            connection = Connection(port, era, authorization)
             selector.register(connection.socket, selectors.EVENT_READ, connection)
         now = time.perf_counter()
         began, used = now + WARM_UP, time.process_time()

@@ -34,8 +34,8 @@ async def add(a: int, b: int) -> int:
     return a + b
 '''
 
-# Limits count every call and refuse none.
-SETTINGS = {"MCP_RATE_LIMIT_PER_MINUTE": "1000000000", "MCP_RATE_LIMIT_BURST": "1000000000"}
+# Everything is on. The limit counts every call and refuses none.
+LIMIT = {"MCP_RATE_LIMIT_PER_MINUTE": "1000000000", "MCP_RATE_LIMIT_BURST": "1000000000"}
 
 READER = ["tail", "-n", "1"]  # reads a log as it is written, keeps its end
 
@@ -46,12 +46,16 @@ class Problem(Exception):
 
 @dataclass
 class Server:
-    """How to start a server, over what it speaks; `{port}` in `http` becomes a port. Or why it cannot be started."""
+    """How to start a server, over what it speaks; `{port}` in `http` becomes a port. Or why it cannot be started.
+
+    `authorization`: what is sent with every call over HTTP.
+    """
 
     name: str
     http: list[str] = field(default_factory=list)
     stdio: list[str] = field(default_factory=list)
     settings: dict[str, str] = field(default_factory=dict)
+    authorization: str = ""
     problem: str = ""
 
 
@@ -73,7 +77,7 @@ def running(server: Server, core: int | None, reader_core: int | None) -> Iterat
     process.stdout.close()
     problem = ""
     try:
-        problem = _answered(process, port)
+        problem = _answered(process, port, server.authorization)
         if not problem:
             yield port
     finally:
@@ -84,12 +88,12 @@ def running(server: Server, core: int | None, reader_core: int | None) -> Iterat
         raise Problem(f"{problem}; its log ends: {last.strip()}")
 
 
-def _answered(process: subprocess.Popen[bytes], port: int) -> str:
+def _answered(process: subprocess.Popen[bytes], port: int, authorization: str) -> str:
     """Wait for the first answers; what went wrong, or nothing."""
     deadline = time.monotonic() + PATIENCE
     while True:
         try:
-            http(port, "modern", connections=1, seconds=0.1)
+            http(port, "modern", connections=1, seconds=0.1, authorization=authorization)
         except ConnectionRefusedError as error:
             if process.poll() is not None or time.monotonic() > deadline:
                 return str(error)
@@ -108,12 +112,14 @@ def ours(folder: Path) -> tuple[Server, Path, float]:
     project = folder / "my-mcp-server"
     if project.exists():
         (project / "src" / PACKAGE / "tools" / "add.py").write_text(ADD, encoding="utf-8")
-        steps.append(run(project, "uv sync --quiet --no-dev --compile-bytecode"))
+        steps.append(run(project, "uv sync --quiet --no-dev --all-extras --compile-bytecode"))
     if steps[-1].returncode:
         raise SystemExit(steps[-1].stderr)
     line = [str(project / ".venv" / BIN / "python"), "-m", PACKAGE]
+    keys = {"MCP_AUTH_MODE": "api_key", "MCP_API_KEYS_FILE": str(folder / "keys.json")}
+    key = subprocess.check_output([*line, "keys", "new", "--name", "load"], env=environment() | keys, text=True).strip()
     serve = [*line, "serve", "--transport", "http", "--port", "{port}"]
-    return Server(OURS, serve, line, SETTINGS), project, took
+    return Server(OURS, serve, line, LIMIT | keys | {"MCP_API_KEY": key}, f"Bearer {key}"), project, took
 
 
 def without(name: str, server: Server, project: Path, settings: dict[str, str], lines: tuple[str, ...]) -> Server:
@@ -122,14 +128,36 @@ def without(name: str, server: Server, project: Path, settings: dict[str, str], 
     shutil.copytree(project / "src", source)
     path = source / PACKAGE / "server.py"
     text, problem = path.read_text(encoding="utf-8").splitlines(keepends=True), ""
-    for start in lines:
-        kept = [line for line in text if not line.strip().startswith(start)]
+    for each in lines:
+        kept = [line for line in text if not line.strip().startswith(each)]
         if len(kept) != len(text) - 1:
-            problem = f"server.py has {len(text) - len(kept)} lines that start with {start!r}"
+            problem = f"server.py has {len(text) - len(kept)} lines that start with {each!r}"
         text = kept
     path.write_text("".join(text), encoding="utf-8")
     settings = server.settings | settings | {"PYTHONPATH": str(source)}
-    return Server(name, [] if problem else server.http, settings=settings, problem=problem)
+    authorization = server.authorization if settings["MCP_AUTH_MODE"] != "none" else ""
+    start = [] if problem else server.http
+    return Server(name, start, settings=settings, authorization=authorization, problem=problem)
+
+
+@contextmanager
+def redis(core: int | None) -> Iterator[str | None]:
+    """The address of a Redis that keeps nothing; None where there is none to start."""
+    if shutil.which("redis-server") is None:
+        yield None
+        return
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    line = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+    with pinned(core):
+        process = subprocess.Popen(line, stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    with process:
+        try:
+            ready = any("Ready to accept connections" in said for said in process.stdout)
+            yield f"redis://127.0.0.1:{port}/0" if ready else None
+        finally:
+            process.kill()
 
 
 def rivals() -> list[Server]:

@@ -1,11 +1,12 @@
-// Drives a server with the TypeScript client, and prints what it saw: `typescript.mjs auto|legacy COMMAND|URL`.
+// Drives a server with the TypeScript client, and prints what it saw: `typescript.mjs auto|legacy COMMAND`
+// or `... URL AUTHORIZATION`, with the value of the header.
 import { Client, StreamableHTTPClientTransport } from "@modelcontextprotocol/client";
 import { StdioClientTransport } from "@modelcontextprotocol/client/stdio";
 
-const [mode, target] = process.argv.slice(2);
+const [mode, target, authorization] = process.argv.slice(2);
 const client = new Client({ name: "driver", version: "0" }, { versionNegotiation: { mode } });
 const transport = target.startsWith("http:")
-  ? new StreamableHTTPClientTransport(new URL(target))
+  ? new StreamableHTTPClientTransport(new URL(target), { requestInit: { headers: { authorization } } })
   : new StdioClientTransport({ command: target });
 await client.connect(transport);
 const progress = [];

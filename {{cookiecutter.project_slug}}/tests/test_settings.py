@@ -66,7 +66,7 @@ BAD = {
     "MCP_TRUSTED_PROXIES": ("proxy.example.com", "must be IP addresses, or networks as in 10.0.0.0/8"),
     "MCP_JWT_ISSUER": ("http://login.example.com", "must be an https address"),
     "MCP_JWT_JWKS_URL": ("https://user:canary@login.example.com/keys", "without user, query and fragment"),
-    "MCP_PUBLIC_URL": ("tools.example.com/mcp", "must be an https address"),
+    "MCP_PUBLIC_URL": ("server.example/mcp", "must be an https address"),
     "MCP_RATE_LIMIT_PER_MINUTE": ("-1", "must be at least 0"),
     "MCP_RATE_LIMIT_BURST": ("0", "must be at least 1"),
     "MCP_RATE_LIMIT_STORE": (
