@@ -326,15 +326,16 @@ class Registry:
             return next((each for each in self.resources.values() if each.declaration.uri == name), None)
         return self._resource(name) if method == "resources/read" else None
 
-    def needs(self, method: str, params: Mapping[str, Any] | None) -> frozenset[str]:
-        """The scopes that a request takes: those of its target, or of the resources it wants to hear of."""
+    def aim(self, method: str, params: Mapping[str, Any] | None) -> tuple[Served | None, frozenset[str]]:
+        """A request's target, and the scopes it takes: the target's, or those of the resources it wants to hear of."""
+        if (target := self.target(method, params)) is not None:
+            return target, target.scopes
         if method != "subscriptions/listen":
-            target = self.target(method, params)
-            return target.scopes if target is not None else _NONE
+            return None, _NONE
         wanted = (params or {}).get("notifications")
         uris = wanted.get("resourceSubscriptions") if isinstance(wanted, Mapping) else None
         found = [self._resource(uri) for uri in uris if isinstance(uri, str)] if isinstance(uris, list) else []
-        return _NONE.union(*(each.scopes for each in found if each is not None))
+        return None, _NONE.union(*(each.scopes for each in found if each is not None))
 
     def tool(self, name: str) -> ServedTool:
         """Raises UnknownTool."""

@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from itertools import count
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import structlog
 from mcp.server import Server, ServerRequestContext
@@ -55,14 +55,6 @@ _BOOT = os.urandom(6).hex()
 _SERIAL = count(1)
 
 
-class Targets(Protocol):
-    """What requests are for, read from their raw parameters."""
-
-    def target(self, method: str, params: Any) -> Target | None: ...
-
-    def needs(self, method: str, params: Any) -> frozenset[str]: ...
-
-
 class LeanServer(Server[Any]):
     """The SDK copies the stamp that every modern result carries, deeply and for each. Nothing writes to it."""
 
@@ -74,7 +66,7 @@ class LeanServer(Server[Any]):
 def install(
     server: Server[Any],
     guards: Sequence[Guard],
-    targets: Targets,
+    aim: Callable[[str, Any], tuple[Target | None, frozenset[str]]],
     local: Callable[[], Principal],
     sealing_keys: Sequence[str],
 ) -> None:
@@ -83,7 +75,7 @@ def install(
     Args:
         server: the SDK's low-level server.
         guards: outermost first.
-        targets: what requests are for.
+        aim: what a request is for, and the scopes it takes, read from its method and raw parameters.
         local: who calls over stdio; may raise Rejected.
         sealing_keys: for `requestState`; none means a key of this process's own.
     """
@@ -112,12 +104,13 @@ def install(
                 principal = local()
             except Rejected as error:
                 rejected = error
+        target, needs = aim(ctx.method, ctx.params)
         call = Call(
             request_id=new_request_id(),
             rpc_id=ctx.request_id,
             method=ctx.method if server.get_request_handler(ctx.method) or ctx.method == "initialize" else "unknown",
-            target=targets.target(ctx.method, ctx.params),
-            needs=targets.needs(ctx.method, ctx.params),
+            target=target,
+            needs=needs,
             principal=principal,
             transport=transport,
             protocol_version=ctx.protocol_version,

@@ -87,7 +87,7 @@ def build_server(settings: Settings) -> Application:
         Deadline(settings.tool_timeout_seconds),
     ]
     server = _answer(registry, dependencies, listeners, settings.max_result_bytes)
-    install(server, guards, registry, credentials.local, settings.sealing_keys)
+    install(server, guards, registry.aim, credentials.local, settings.sealing_keys)
     return Application(settings, registry, server, drain, threads, dependencies, credentials.authenticator)
 
 

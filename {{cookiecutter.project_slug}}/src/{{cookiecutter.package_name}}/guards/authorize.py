@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from ..auth.principal import Principal
 from ..calls import Call, Proceed
 from ..errors import Forbidden, Unauthenticated
 
@@ -24,16 +25,16 @@ class Authorize:
             raise Unauthenticated("Send a credential.")
         if needs <= principal.scopes:
             return await proceed(call)
-        raise Forbidden(lacking(call))
+        raise Forbidden(lacking(principal, needs))
 
 
-def lacking(call: Call) -> str:
+def lacking(principal: Principal, needs: frozenset[str]) -> str:
     """What to tell a caller who lacks a scope: all that are needed, and where they come from."""
     remedy = {
-        "local": f"Start the server with MCP_LOCAL_SCOPES={','.join(sorted(call.principal.scopes | call.needs))}.",
+        "local": f"Start the server with MCP_LOCAL_SCOPES={','.join(sorted(principal.scopes | needs))}.",
         "api_key": "Use an API key that grants it.",
         "jwt": "Ask the authorization server for a token that grants it.",
         "anonymous": "This server takes no credentials: its operator can change that with MCP_AUTH_MODE.",
-    }[call.principal.kind]
-    noun = "scope" if len(call.needs) == 1 else "scopes"
-    return f"This needs the {noun} {' '.join(sorted(call.needs))}. {remedy}"
+    }[principal.kind]
+    noun = "scope" if len(needs) == 1 else "scopes"
+    return f"This needs the {noun} {' '.join(sorted(needs))}. {remedy}"

@@ -1,6 +1,7 @@
 """How much a client may ask for in a time."""
 
 import os
+from functools import lru_cache
 from ipaddress import ip_address, ip_network
 from typing import Any, Literal
 
@@ -45,6 +46,7 @@ def in_words(seconds: float) -> str:
     return f"{tenths:g} s" if tenths < 1 else f"{-(-seconds // 1):g} s"
 
 
+@lru_cache(maxsize=1024)
 def address_key(address: str | None) -> str:
     """What stands for a caller of whom nothing is known but the address: for IPv6 the network, as each has 2^64."""
     try:

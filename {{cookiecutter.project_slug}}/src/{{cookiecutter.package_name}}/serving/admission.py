@@ -13,14 +13,14 @@ from mcp_types import DEFAULT_NEGOTIATED_VERSION
 from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS, MODERN_PROTOCOL_VERSIONS
 
 from .. import NAME
-from ..auth.credentials import Rejected
-from ..auth.principal import ANONYMOUS, SCOPE_KEY
+from ..auth.credentials import Authenticator, Rejected
+from ..auth.principal import ANONYMOUS, SCOPE_KEY, Principal
 from ..calls import Call
 from ..errors import CallError, Forbidden, RateLimited, Unauthenticated, Unavailable
 from ..guards.authorize import lacking
 from ..guards.rate_limit import address_key, in_words
 from ..limits.gcra import Gcra
-from ..sdk import as_user, new_request_id, trace_id_of
+from ..sdk import new_request_id, trace_id_of
 from ..server import Application
 from .exchange import Scope
 from .messages import Json
@@ -50,32 +50,35 @@ class Admission:
         """Let a request in, or raise Denied. `message`: its body, if it has one."""
         if self._authenticator is None:
             return
-        call = self._call(scope, headers, message or {})
-        presented = headers.get("authorization")
-        if presented is not None:
-            address = address_key(call.client)
-            if (wait := self._failures.wait(address)) > 0:
-                text = f"Too many credentials from this address were not valid. Retry after {in_words(wait)}."
-                self._deny(RateLimited(text, retry_after=wait), call)
-            try:
-                call.principal = await self._authenticator.authenticate(_bearer(presented))
-            except Rejected as error:
-                self._failures.take(address)
-                call.rejected = error
-                challenge = self._challenge(scope, headers, call, "invalid_token", error.message)
-                self._deny(Unauthenticated(error.message), call, challenge)
-            except Unavailable as error:
-                self._deny(error, call)
-        if call.principal is ANONYMOUS and (call.needs or not self._is_open):
+        asked = _Asked(scope, headers, message or {})
+        _, needs = self._app.registry.aim(asked.method, asked.params)
+        principal = ANONYMOUS
+        if (presented := headers.get("authorization")) is not None:
+            principal = await self._authenticate(self._authenticator, presented, asked)
+        elif needs or not self._is_open:
             hint = " A credential in the address is not accepted." if scope.get("query_string") else ""
             text = f"Send a credential, as in: Authorization: Bearer <credential>.{hint}"
-            self._deny(Unauthenticated(text), call, self._challenge(scope, headers, call))
-        if not call.needs <= call.principal.scopes:
-            text = lacking(call)
-            self._deny(Forbidden(text), call, self._challenge(scope, headers, call, "insufficient_scope", text))
-        scope[SCOPE_KEY] = call.principal
-        if call.principal is not ANONYMOUS:
-            scope["user"] = as_user(call.principal)  # the SDK binds sessions to it
+            self._deny(Unauthenticated(text), asked, challenge={})
+        if not needs <= principal.scopes:
+            text = lacking(principal, needs)
+            challenge = {"error": "insufficient_scope", "error_description": text}
+            self._deny(Forbidden(text), asked, principal, challenge=challenge)
+        scope[SCOPE_KEY] = principal
+
+    async def _authenticate(self, authenticator: Authenticator, presented: str, asked: "_Asked") -> Principal:
+        """Who sent this `Authorization` header; raises Denied."""
+        address = address_key(asked.client)
+        if (wait := self._failures.wait(address)) > 0:
+            text = f"Too many credentials from this address were not valid. Retry after {in_words(wait)}."
+            self._deny(RateLimited(text, retry_after=wait), asked)
+        try:
+            return await authenticator.authenticate(_bearer(presented))
+        except Rejected as error:
+            self._failures.take(address)
+            challenge = {"error": "invalid_token", "error_description": error.message}
+            self._deny(Unauthenticated(error.message), asked, rejected=error, challenge=challenge)
+        except Unavailable as error:
+            self._deny(error, asked)
 
     def metadata(self, scope: Scope, host: str) -> dict[str, Any]:
         """What this resource is and who issues tokens for it (RFC 9728, section 2)."""
@@ -88,38 +91,43 @@ class Admission:
         # Not every scope there is: clients would ask for all of them at once (security best practices, scopes).
         return found | ({"scopes_supported": sorted(self._initial_scopes)} if self._initial_scopes else {})
 
-    def _call(self, scope: Scope, headers: Mapping[str, str], message: Json) -> Call:
-        method, params = message.get("method"), message.get("params")
-        is_known = method == "initialize" or (method and self._app.mcp.get_request_handler(method) is not None)
-        version = headers.get("mcp-protocol-version", DEFAULT_NEGOTIATED_VERSION)
-        client = scope.get("client")
-        return Call(
+    def _deny(
+        self,
+        error: CallError,
+        asked: "_Asked",
+        principal: Principal = ANONYMOUS,
+        *,
+        rejected: Rejected | None = None,
+        challenge: Mapping[str, str] | None = None,
+    ) -> NoReturn:
+        """Raise Denied. `challenge`: what `WWW-Authenticate` says beside what is needed; None: there is none."""
+        target, needs = self._app.registry.aim(asked.method, asked.params)
+        is_known = asked.method == "initialize" or self._app.mcp.get_request_handler(asked.method) is not None
+        call = Call(
             request_id=new_request_id(),
-            rpc_id=message.get("id"),
-            method=str(method) if is_known else "unknown",
-            target=self._app.registry.target(method, params) if method else None,
-            needs=self._app.registry.needs(method, params) if method else frozenset(),
-            principal=ANONYMOUS,
+            rpc_id=asked.rpc_id,
+            method=asked.method if is_known else "unknown",
+            target=target,
+            needs=needs,
+            principal=principal,
             transport="http",
-            protocol_version=version if version in _VERSIONS else "unknown",
-            trace_id=trace_id_of(params.get("_meta")) if isinstance(params, Mapping) else None,
-            client=client[0] if client else None,
+            protocol_version=asked.version if asked.version in _VERSIONS else "unknown",
+            trace_id=trace_id_of(asked.params.get("_meta")),
+            client=asked.client,
+            rejected=rejected,
         )
+        headers = {} if error.retry_after is None else {b"retry-after": b"%d" % ceil(error.retry_after)}
+        if challenge is not None:
+            wanted = needs or (frozenset() if challenge else self._initial_scopes)
+            headers[b"www-authenticate"] = self._challenge(asked, wanted, challenge)
+        raise Denied(error, call, headers)
 
-    def _challenge(
-        self, scope: Scope, headers: Mapping[str, str], call: Call, error: str = "", text: str = ""
-    ) -> dict[bytes, bytes]:
+    def _challenge(self, asked: "_Asked", scopes: frozenset[str], more: Mapping[str, str]) -> bytes:
         """`WWW-Authenticate` (RFC 6750, section 3; RFC 9728, section 5.1)."""
-        wanted = call.needs or (self._initial_scopes if not error else frozenset())
-        said = {
-            "realm": NAME,
-            "error": error,
-            "error_description": text,
-            "scope": " ".join(sorted(wanted)),
-            "resource_metadata": self._metadata_url(scope, headers["host"]) if self._has_metadata else "",
-        }
-        challenge = "Bearer " + ", ".join(f'{name}="{value}"' for name, value in said.items() if value)
-        return {b"www-authenticate": challenge.encode("latin-1", "replace")}
+        said = {"realm": NAME, **more, "scope": " ".join(sorted(scopes))}
+        if self._has_metadata:
+            said["resource_metadata"] = self._metadata_url(asked.scope, asked.headers["host"])
+        return ("Bearer " + ", ".join(f'{name}="{value}"' for name, value in said.items() if value)).encode()
 
     def _resource(self, scope: Scope, host: str) -> str:
         return self._public_url or f"{scope['scheme']}://{host}/mcp"
@@ -128,9 +136,25 @@ class Admission:
         resource = urlsplit(self._resource(scope, host))
         return f"{resource.scheme}://{resource.netloc}{METADATA}{resource.path}"
 
-    def _deny(self, error: CallError, call: Call, headers: Mapping[bytes, bytes] | None = None) -> NoReturn:
-        wait = {} if error.retry_after is None else {b"retry-after": b"%d" % ceil(error.retry_after)}
-        raise Denied(error, call, {**(headers or {}), **wait})
+
+class _Asked:
+    """What is known of a request before it is served."""
+
+    def __init__(self, scope: Scope, headers: Mapping[str, str], message: Json) -> None:
+        self.scope, self.headers, self.rpc_id = scope, headers, message.get("id")
+        self.method: str = message.get("method", "")
+        self.params: Json = message.get("params") or {}
+
+    @property
+    def client(self) -> str | None:
+        """Its address."""
+        client = self.scope.get("client")
+        return client[0] if client else None
+
+    @property
+    def version(self) -> str:
+        """The revision that its headers name."""
+        return self.headers.get("mcp-protocol-version", DEFAULT_NEGOTIATED_VERSION)
 
 
 _VERSIONS = {*HANDSHAKE_PROTOCOL_VERSIONS, *MODERN_PROTOCOL_VERSIONS}

@@ -9,7 +9,8 @@ from typing import Any
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from pydantic_core import from_json, to_json
 
-from ..sdk import complete_error, end_idle_streams
+from ..auth.principal import ANONYMOUS, SCOPE_KEY, Principal
+from ..sdk import as_user, complete_error, end_idle_streams
 from ..server import Application
 from .exchange import Message, Receive, Scope, Send
 from .refusals import refusal
@@ -35,17 +36,23 @@ class Sessions:
         async def replay() -> Message:
             return ready.popleft() if ready else await receive()
 
-        await self._manager.handle_request(scope, replay, _Completed(send).send)
+        await self._manager.handle_request(_owned(scope), replay, _Completed(send).send)
 
     async def other(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The stream for what the server sends on its own (GET), or the end of a session (DELETE)."""
         completed = _Completed(send)
-        await self._manager.handle_request(scope, receive, completed.send)
+        await self._manager.handle_request(_owned(scope), receive, completed.send)
         await completed.close()
 
     def end_streams(self) -> None:
         """End the streams that clients hold open for what the server sends on its own."""
         end_idle_streams()
+
+
+def _owned(scope: Scope) -> Scope:
+    """The scope of a request as the SDK wants it, which lets nobody use the session that another has opened."""
+    principal: Principal = scope.get(SCOPE_KEY, ANONYMOUS)
+    return scope if principal is ANONYMOUS else {**scope, "user": as_user(principal)}
 
 
 class _Completed:
