@@ -334,6 +334,17 @@ def test_listening_to_what_one_may_not_read(doors: Callable[[str], Door], uri: s
         assert any("subscriptions/acknowledged" in line for line in listening.iter_lines() if line.startswith("data:"))
 
 
+def test_listening_to_more_than_is_looked_at(doors: Callable[[str], Door]) -> None:
+    """Nobody listens to more than a hundred resources, so that finding out what a request takes costs little."""
+    door = doors("modern")
+    uris = ["probe://text"] * 100 + ["probe://secret"]
+    message = door.message("subscriptions/listen", {"notifications": {"resourceSubscriptions": uris}})
+    assert_refused(door, door.post(message), 401, None, "probe:use")
+    for key in SCOPES:
+        error = door.holding(key).request("subscriptions/listen", message["params"])["error"]
+        assert (error["code"], error["data"]["code"]) == (-32602, "invalid_request")
+
+
 @pytest.mark.parametrize(
     "body",
     [

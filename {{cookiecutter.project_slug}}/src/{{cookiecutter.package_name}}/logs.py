@@ -24,6 +24,7 @@ current_request: ContextVar[dict[str, Any]] = ContextVar("current_request", defa
 Event = MutableMapping[str, Any]
 
 _HIDDEN = "[redacted]"
+_LONGEST_WORD = 32  # characters
 _SECRET_KEY = re.compile(r"authorization|cookie|passw|secret|token|credential|api_?key|private_?key", re.IGNORECASE)
 _SECRET_TEXTS = (
     (re.compile(r"\b(bearer|basic)\s+[\w.~+/=-]{6,}", re.IGNORECASE), rf"\1 {_HIDDEN}"),
@@ -86,11 +87,25 @@ class Redaction:
         values = sorted(lines, key=len, reverse=True)
         self._values = re.compile("|".join(map(re.escape, values))) if values else None
         self._name = lru_cache(maxsize=256)(self._clean_name)  # the fields of events are few, and come again
+        self._word = lru_cache(maxsize=256)(self._clean_text)  # and so do most of their values
+
+    def event(self, event: Event) -> Event:
+        """The same for an event, most of which is short words and numbers."""
+        shown = {}
+        for key, value in event.items():
+            name, is_secret = self._name(key)
+            if is_secret:
+                shown[name] = _HIDDEN
+            elif type(value) is str and len(value) <= _LONGEST_WORD:
+                shown[name] = self._word(value)
+            else:
+                shown[name] = value if value is None or type(value) in (int, float, bool) else self.clean(value)
+        return shown
 
     def clean(self, value: Any) -> Any:
         """`value` as JSON data, with what is secret in it replaced."""
         if isinstance(value, str):
-            return hide_shapes(value if self._values is None else self._values.sub(_HIDDEN, value))
+            return self._clean_text(value)
         if value is None or isinstance(value, int | float):
             return value
         if isinstance(value, bytes):
@@ -104,6 +119,9 @@ class Redaction:
     def _field(self, key: Any, item: Any) -> tuple[str, Any]:
         name, is_secret = self._name(key) if isinstance(key, str) else self._clean_name(str(self.clean(key)))
         return name, _HIDDEN if is_secret else self.clean(item)
+
+    def _clean_text(self, text: str) -> str:
+        return hide_shapes(text if self._values is None else self._values.sub(_HIDDEN, text))
 
     def _clean_name(self, key: str) -> tuple[str, bool]:
         name = self.clean(key)
@@ -121,7 +139,7 @@ class _Finish:
         head = {"timestamp": event.pop("timestamp"), "level": event.pop("level")}
         try:
             named = {"event": event.pop("event"), **current_request.get(), **_hide_exceptions(event)}
-            return self._render({**head, **self._redaction.clean(named)})
+            return self._render({**head, **self._redaction.event(named)})
         except Exception as error:  # noqa: BLE001 - what cannot be logged must not break the call that logs it
             return self._render({**head, "event": "unloggable", "exception": describe(error)})
 

@@ -38,6 +38,9 @@ from .threads import Threads
 from .tooling import Declaration, Depends
 from .validation import problems_of
 
+MOST_SUBSCRIPTIONS = 100
+_LONGEST_URI = 2048  # characters
+
 Opened = Mapping[Depends, Any]
 
 
@@ -334,7 +337,8 @@ class Registry:
             return None, _NONE
         wanted = (params or {}).get("notifications")
         uris = wanted.get("resourceSubscriptions") if isinstance(wanted, Mapping) else None
-        found = [self._resource(uri) for uri in uris if isinstance(uri, str)] if isinstance(uris, list) else []
+        listed = uris[:MOST_SUBSCRIPTIONS] if isinstance(uris, list) else []  # more are refused, but not here
+        found = [self._resource(uri) for uri in listed if isinstance(uri, str)]
         return None, _NONE.union(*(each.scopes for each in found if each is not None))
 
     def tool(self, name: str) -> ServedTool:
@@ -361,6 +365,8 @@ class Registry:
     def _resource(self, uri: str) -> ServedResource | None:
         if (fixed := self._fixed.get(uri)) is not None:
             return fixed
+        if len(uri) > _LONGEST_URI:  # matching takes its time, for callers too who have not been let in
+            return None
         return next((each for each in self.resources.values() if each.template.match(uri) is not None), None)
 
     def _add(self, declaration: Declaration, around: Surroundings) -> None:

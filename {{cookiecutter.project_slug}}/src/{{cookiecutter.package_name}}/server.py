@@ -1,20 +1,22 @@
 """The composition root: which guards stand before a call, in which order, and what answers each method."""
 
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, NamedTuple, TypeVar
 
+import anyio
 import mcp_types as types
 import structlog
 from mcp.server import Server, ServerRequestContext
-from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler
+from mcp.server.subscriptions import SUBSCRIPTION_ID_META_KEY, InMemorySubscriptionBus, ListenHandler
 from mcp.shared.exceptions import MCPError
 
 from . import NAME, prompts, resources, tools
 from .auth.credentials import Authenticator
-from .auth.principal import Principal, current_principal
+from .auth.principal import ANONYMOUS, Principal, current_principal
 from .calls import Guard
 from .dependencies import Dependencies
 from .errors import InvalidRequest, NotFound, Overloaded, StartError
@@ -25,13 +27,14 @@ from .guards.drain import Drain
 from .guards.rate_limit import RateLimit
 from .guards.request_log import RequestLog
 from .limits.store import make_store
-from .registry import Opened, Registry, Surroundings
+from .registry import MOST_SUBSCRIPTIONS, Opened, Registry, Surroundings
 from .sdk import LeanServer, install
 from .settings import Settings
 from .threads import Threads
 from .tooling import Depends, discover
 
 _ListT = TypeVar("_ListT")
+_LISTEN_SECONDS = 600  # that a withdrawn credential may go on hearing of changes
 _MOST_COMPLETIONS = 100  # specification, server/utilities/completion
 
 
@@ -107,10 +110,10 @@ def _credentials(settings: Settings) -> _Credentials:
         from .auth.api_keys import ApiKeys
 
         keys = ApiKeys(settings.api_keys_file)
-    user = Principal("local", frozenset(settings.local_scopes))
+    user = Principal("local", frozenset(settings.local_scopes)) if settings.transport == "stdio" else ANONYMOUS
 
     def local() -> Principal:
-        if keys is None or settings.api_key is None:
+        if keys is None or settings.api_key is None or user is ANONYMOUS:
             return user
         return keys.check(settings.api_key.get_secret_value())  # each time, as keys expire and are withdrawn
 
@@ -149,10 +152,16 @@ def _answer(
     async def listen(
         ctx: ServerRequestContext[Opened], params: types.SubscriptionsListenRequestParams
     ) -> types.SubscriptionsListenResult:
+        if len(params.notifications.resource_subscriptions or ()) > MOST_SUBSCRIPTIONS:
+            raise InvalidRequest(f"Listen to at most {MOST_SUBSCRIPTIONS} resources at once.", types.INVALID_PARAMS)
+        # Nobody asks for a credential again while a stream is open: it ends, and its client listens anew.
+        is_lasting = current_principal.get().kind in ("local", "anonymous")
         try:
-            return await listeners(ctx, params)
+            with anyio.move_on_after(math.inf if is_lasting else _LISTEN_SECONDS):
+                return await listeners(ctx, params)
         except MCPError:  # its only one
             raise Overloaded("Too many listen streams are open. Retry after 60 s.", retry_after=60) from None
+        return types.SubscriptionsListenResult(_meta={SUBSCRIPTION_ID_META_KEY: ctx.request_id})
 
     @asynccontextmanager
     async def lifespan(server: Server[Opened]) -> AsyncIterator[Opened]:

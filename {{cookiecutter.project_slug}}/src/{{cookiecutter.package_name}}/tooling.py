@@ -194,7 +194,7 @@ def _mark(kind: Kind, *, scopes: Iterable[str], timeout_seconds: float | None, *
     if isinstance(scopes, str):
         raise DeclarationError(f"scopes is a set of names, as in scopes=[{scopes!r}]")
     scopes = frozenset(scopes)
-    if not all(isinstance(scope, str) and re.match(SCOPE, scope) for scope in scopes):
+    if not all(isinstance(scope, str) and re.fullmatch(SCOPE, scope) for scope in scopes):
         raise DeclarationError(
             'a scope is a word such as "orders:write", without spaces, commas, quotes and backslashes'
         )

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 _TEXTS = {
+    "json_invalid": "must be JSON",
     "missing": "is required",
     "missing_argument": "is required",
     "bool_type": "must be true or false",

@@ -9,7 +9,7 @@ import re
 import secrets
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from hmac import compare_digest
@@ -30,6 +30,8 @@ _FRESH_SECONDS = 1.0
 _LARGEST_FILE = 8 << 20  # bytes
 _LONGEST_DAYS = 36500
 _NOBODY = "0" * 64
+_REMEDY = "Ask the server's operator for a new one."
+_MOST_PROBLEMS = 10  # that are told of a file
 
 
 class Key(BaseModel):
@@ -80,9 +82,9 @@ class ApiKeys:
         # A key that does not exist takes as long as one that is wrong.
         is_right = compare_digest(_hash(credential), key.sha256 if key is not None else _NOBODY)
         if not is_right or key is None or principal is None:
-            raise Rejected("This API key is not valid.", "unknown key" if key is None else "wrong key")
+            raise Rejected(f"This API key is not valid. {_REMEDY}", "unknown key" if key is None else "wrong key")
         if key.expires is not None and key.expires <= datetime.now(UTC):
-            raise Rejected("This API key has expired. Ask the server's operator for a new one.", "expired key")
+            raise Rejected(f"This API key has expired. {_REMEDY}", "expired key")
         return principal
 
     def _look(self) -> None:
@@ -114,6 +116,11 @@ def new_key(path: Path, name: str, scopes: Iterable[str], expires_days: float | 
     Raises:
         StartError: the file cannot be read or written.
     """
+    scopes = sorted(set(scopes))
+    if not (name.isprintable() and 1 <= len(name) <= 100):
+        raise StartError(["--name: must be 1 to 100 printable characters"])
+    if not all(re.fullmatch(SCOPE, scope) for scope in scopes):
+        raise StartError(["--scopes: must be words such as orders:write, without quotes and backslashes"])
     if expires_days is not None and not 0 < expires_days <= _LONGEST_DAYS:
         raise StartError([f"--expires-days: must be more than 0, and at most {_LONGEST_DAYS}"])
     path = Path(os.path.realpath(path))  # a link stays one
@@ -121,12 +128,7 @@ def new_key(path: Path, name: str, scopes: Iterable[str], expires_days: float | 
     key_id = secrets.token_hex(6)
     key = f"{PREFIX}_{key_id}_{secrets.token_urlsafe(32)}"
     expires = now + timedelta(days=expires_days) if expires_days is not None else None
-    try:
-        added = Key(
-            id=key_id, name=name, sha256=_hash(key), scopes=tuple(sorted(set(scopes))), created=now, expires=expires
-        )
-    except ValidationError as error:
-        raise StartError(f"--{line}" for line in problems_of(error)) from None
+    added = Key(id=key_id, name=name, sha256=_hash(key), scopes=tuple(scopes), created=now, expires=expires)
     try:
         with _replacing(path) as file:
             found = _read(path) if path.exists() else []
@@ -143,9 +145,13 @@ def new_key(path: Path, name: str, scopes: Iterable[str], expires_days: float | 
 def _replacing(path: Path) -> Iterator[IO[str]]:
     """Write the whole file anew, so that no reader sees half of it. Raises FileExistsError while another does."""
     beside = path.with_name(f"{path.name}.new")
-    mode = path.stat().st_mode & 0o777 if path.exists() else 0o600
+    found = path.stat() if path.exists() else None
+    mode = found.st_mode & 0o777 if found is not None else 0o600
     handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
+        if found is not None and hasattr(os, "fchown"):
+            with suppress(PermissionError):  # only root may, and else would take the file from the server's user
+                os.fchown(handle, found.st_uid, found.st_gid)
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             yield file
             file.flush()
@@ -169,7 +175,8 @@ def _read(path: Path) -> list[Key]:
     try:
         keys = _File.model_validate_json(data).keys
     except ValidationError as error:
-        raise StartError(f"MCP_API_KEYS_FILE: {line}" for line in problems_of(error)) from None
+        lines = [line.removeprefix("arguments: ") for line in problems_of(error, known=("keys",))]
+        raise StartError(f"MCP_API_KEYS_FILE: {line}" for line in lines[:_MOST_PROBLEMS]) from None
     if len({key.id for key in keys}) < len(keys):
         raise StartError(["MCP_API_KEYS_FILE: keys: an id stands twice; remove one"])
     return keys

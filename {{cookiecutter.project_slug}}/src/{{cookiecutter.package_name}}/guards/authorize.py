@@ -30,11 +30,11 @@ class Authorize:
 
 def lacking(principal: Principal, needs: frozenset[str]) -> str:
     """What to tell a caller who lacks a scope: all that are needed, and where they come from."""
+    noun, pronoun = ("scope", "it") if len(needs) == 1 else ("scopes", "them")
     remedy = {
         "local": f"Start the server with MCP_LOCAL_SCOPES={','.join(sorted(principal.scopes | needs))}.",
-        "api_key": "Use an API key that grants it.",
-        "jwt": "Ask the authorization server for a token that grants it.",
+        "api_key": f"Use an API key that grants {pronoun}.",
+        "jwt": f"Ask the authorization server for a token that grants {pronoun}.",
         "anonymous": "This server takes no credentials: its operator can change that with MCP_AUTH_MODE.",
     }[principal.kind]
-    noun = "scope" if len(needs) == 1 else "scopes"
     return f"This needs the {noun} {' '.join(sorted(needs))}. {remedy}"

@@ -20,6 +20,7 @@ from ..errors import CallError, Forbidden, RateLimited, Unauthenticated, Unavail
 from ..guards.authorize import lacking
 from ..guards.rate_limit import address_key, in_words
 from ..limits.gcra import Gcra
+from ..registry import Registry
 from ..sdk import new_request_id, trace_id_of
 from ..server import Application
 from .exchange import Scope
@@ -50,9 +51,8 @@ class Admission:
         """Let a request in, or raise Denied. `message`: its body, if it has one."""
         if self._authenticator is None:
             return
-        asked = _Asked(scope, headers, message or {})
-        _, needs = self._app.registry.aim(asked.method, asked.params)
-        principal = ANONYMOUS
+        asked = _Asked(scope, headers, message or {}, self._app.registry)
+        needs, principal = asked.needs, ANONYMOUS
         if (presented := headers.get("authorization")) is not None:
             principal = await self._authenticate(self._authenticator, presented, asked)
         elif needs or not self._is_open:
@@ -101,14 +101,13 @@ class Admission:
         challenge: Mapping[str, str] | None = None,
     ) -> NoReturn:
         """Raise Denied. `challenge`: what `WWW-Authenticate` says beside what is needed; None: there is none."""
-        target, needs = self._app.registry.aim(asked.method, asked.params)
         is_known = asked.method == "initialize" or self._app.mcp.get_request_handler(asked.method) is not None
         call = Call(
             request_id=new_request_id(),
             rpc_id=asked.rpc_id,
             method=asked.method if is_known else "unknown",
-            target=target,
-            needs=needs,
+            target=asked.target,
+            needs=asked.needs,
             principal=principal,
             transport="http",
             protocol_version=asked.version if asked.version in _VERSIONS else "unknown",
@@ -118,7 +117,7 @@ class Admission:
         )
         headers = {} if error.retry_after is None else {b"retry-after": b"%d" % ceil(error.retry_after)}
         if challenge is not None:
-            wanted = needs or (frozenset() if challenge else self._initial_scopes)
+            wanted = asked.needs or (frozenset() if challenge else self._initial_scopes)
             headers[b"www-authenticate"] = self._challenge(asked, wanted, challenge)
         raise Denied(error, call, headers)
 
@@ -140,10 +139,11 @@ class Admission:
 class _Asked:
     """What is known of a request before it is served."""
 
-    def __init__(self, scope: Scope, headers: Mapping[str, str], message: Json) -> None:
+    def __init__(self, scope: Scope, headers: Mapping[str, str], message: Json, registry: Registry) -> None:
         self.scope, self.headers, self.rpc_id = scope, headers, message.get("id")
         self.method: str = message.get("method", "")
         self.params: Json = message.get("params") or {}
+        self.target, self.needs = registry.aim(self.method, self.params)
 
     @property
     def client(self) -> str | None:

@@ -132,7 +132,7 @@ class Edge:
             else:
                 await self._exchange(message, version, headers, scope, receive, send)
         elif self._sessions is not None:
-            await self._sessions.post(scope, body, receive, send)
+            await self._sessions.post(scope, body, rpc_id, receive, send)
         elif rpc_id is None or "method" not in message:
             await self._accepted(send)
         else:

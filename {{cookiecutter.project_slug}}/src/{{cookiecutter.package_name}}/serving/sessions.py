@@ -29,18 +29,18 @@ class Sessions:
         async with self._manager.run():
             yield
 
-    async def post(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
-        """One message, whose body has been read."""
+    async def post(self, scope: Scope, body: bytes, rpc_id: str | int | None, receive: Receive, send: Send) -> None:
+        """One message, whose body has been read; `rpc_id`: its id."""
         ready: deque[Message] = deque([{"type": "http.request", "body": body, "more_body": False}])
 
         async def replay() -> Message:
             return ready.popleft() if ready else await receive()
 
-        await self._manager.handle_request(_owned(scope), replay, _Completed(send).send)
+        await self._manager.handle_request(_owned(scope), replay, _Completed(scope, send, rpc_id).send)
 
     async def other(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The stream for what the server sends on its own (GET), or the end of a session (DELETE)."""
-        completed = _Completed(send)
+        completed = _Completed(scope, send)
         await self._manager.handle_request(_owned(scope), receive, completed.send)
         await completed.close()
 
@@ -61,7 +61,9 @@ class _Completed:
     Some of its refusals are plain text, and none has passed a guard. Successful answers pass through untouched.
     """
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, scope: Scope, send: Send, rpc_id: str | int | None = None) -> None:
+        self._client = address[0] if (address := scope.get("client")) else None
+        self._rpc_id = rpc_id
         self._send = send
         self._start: Message | None = None
         self._body = b""
@@ -97,8 +99,9 @@ class _Completed:
         except ValueError:
             found = None
         if not isinstance(found, dict) or not isinstance(found.get("error"), dict):
-            return refusal(self._body.decode("utf-8", "replace"))
-        error, rpc_id = found["error"], found.get("id")
+            return refusal(self._body.decode("utf-8", "replace"), rpc_id=self._rpc_id, client=self._client)
+        error = found["error"]
+        rpc_id = self._rpc_id if found.get("id") is None else found["id"]
         message = error["message"] or HTTPStatus(status).phrase
-        completed = complete_error(error["code"], message, error.get("data"), "http", rpc_id)
+        completed = complete_error(error["code"], message, error.get("data"), "http", rpc_id, self._client)
         return {"jsonrpc": "2.0", "id": rpc_id, "error": completed}
