@@ -43,6 +43,7 @@ from .auth.principal import ANONYMOUS, SCOPE_KEY, Principal, current_principal
 from .calls import Call, Guard, Target, Transport, chain
 from .errors import CallError, Internal, InvalidRequest, Outcome
 from .guards.request_log import log_request
+from .logs import Events
 from .text import clean
 
 ERROR_KEY = "plinth/error"
@@ -232,7 +233,7 @@ def complete_error(
         principal = Principal("local") if transport == "stdio" else ANONYMOUS
         nothing = frozenset[str]()
         call = Call(request_id, rpc_id, "unknown", None, nothing, principal, transport, "unknown", client=client)
-        log_request(structlog.get_logger(), call, outcome, 0)
+        log_request(Events(), call, outcome, 0)
         kept = kept | outcome.wire(request_id)
     return {"code": code, "message": message, "data": kept}
 

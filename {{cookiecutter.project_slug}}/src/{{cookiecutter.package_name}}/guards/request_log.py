@@ -7,14 +7,14 @@ import structlog
 
 from ..calls import Call, Proceed
 from ..errors import CANCELLED, OK, CallError, Internal, InvalidResult, Outcome
-from ..logs import current_request
+from ..logs import Events, current_request
 
 
 class RequestLog:
     """Settles how a call ended, logs it, and lets only a `CallError` out."""
 
     def __init__(self) -> None:
-        self._log = structlog.get_logger().bind()  # bound once: the lazy proxy would be for each line
+        self._events = Events()
 
     async def __call__(self, call: Call, proceed: Proceed) -> Any:
         token = current_request.set({"request_id": call.request_id})
@@ -28,34 +28,35 @@ class RequestLog:
             raise
         except Exception as error:  # noqa: BLE001 - the boundary that nothing unforeseen passes
             problems = {"problems": error.problems} if isinstance(error, InvalidResult) else {}
-            self._log.error("crash", tool=tool_of(call), exc_info=error, **problems)
+            structlog.get_logger().error("crash", tool=tool_of(call), exc_info=error, **problems)
             outcome = Internal().outcome
             raise Internal from None
         finally:
-            log_request(self._log, call, outcome, (perf_counter() - began) * 1000)
+            log_request(self._events, call, outcome, (perf_counter() - began) * 1000)
             current_request.reset(token)
 
 
-def log_request(log: Any, call: Call, outcome: Outcome, milliseconds: float) -> None:
+def log_request(events: Events, call: Call, outcome: Outcome, milliseconds: float) -> None:
     """Write the request's line."""
-    optional = {
-        "client": call.client,
-        "trace_id": call.trace_id,
-        "reason": call.rejected.reason if call.rejected is not None else None,
+    event: dict[str, Any] = {
+        "event": "request",
+        "request_id": call.request_id,
+        "rpc_id": _shown(call.rpc_id),
+        "method": call.method,
+        "tool": tool_of(call),
+        "principal": call.principal.name,
+        "transport": call.transport,
+        "protocol_version": call.protocol_version,
+        "outcome": outcome.code,
+        "duration_ms": round(milliseconds, 3),
     }
-    getattr(log, outcome.level)(
-        "request",
-        request_id=call.request_id,
-        rpc_id=_shown(call.rpc_id),
-        method=call.method,
-        tool=tool_of(call),
-        principal=call.principal.name,
-        transport=call.transport,
-        protocol_version=call.protocol_version,
-        outcome=outcome.code,
-        duration_ms=round(milliseconds, 3),
-        **{name: value for name, value in optional.items() if value is not None},
-    )
+    if call.client is not None:
+        event["client"] = call.client
+    if call.trace_id is not None:
+        event["trace_id"] = call.trace_id
+    if call.rejected is not None:
+        event["reason"] = call.rejected.reason
+    events.write(outcome.level, event)
 
 
 def _shown(rpc_id: object) -> str | int | None:

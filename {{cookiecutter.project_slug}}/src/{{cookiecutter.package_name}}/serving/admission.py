@@ -68,7 +68,7 @@ class Admission:
     async def _authenticate(self, authenticator: Authenticator, presented: str, asked: "_Asked") -> Principal:
         """Who sent this `Authorization` header; raises Denied."""
         address = address_key(asked.client)
-        if (wait := self._failures.wait(address)) > 0:
+        if len(self._failures) and (wait := self._failures.wait(address)) > 0:
             text = f"Too many credentials from this address were not valid. Retry after {in_words(wait)}."
             self._deny(RateLimited(text, retry_after=wait), asked)
         try:

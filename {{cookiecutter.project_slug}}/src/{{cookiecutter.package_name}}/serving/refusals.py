@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-import structlog
 from mcp_types import INVALID_REQUEST
 
 from ..calls import Call
 from ..errors import CallError
 from ..guards.request_log import log_request
+from ..logs import Events
 from ..sdk import complete_error
 
 
@@ -45,7 +45,7 @@ class Denied(Refused):
     def body(self, client: str | None) -> dict[str, Any]:
         """As `Refused.body`."""
         error, call = self._denial, self._call
-        log_request(structlog.get_logger(), call, error.outcome, 0)
+        log_request(Events(), call, error.outcome, 0)
         shown = {"code": error.rpc_code, "message": error.message, "data": error.outcome.wire(call.request_id)}
         return {"jsonrpc": "2.0", "id": call.rpc_id, "error": shown}
 
