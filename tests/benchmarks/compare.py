@@ -30,6 +30,7 @@ from servers import (
     FLOOR,
     OURS,
     READER,
+    TUNED,
     TYPESCRIPT,
     Problem,
     Server,
@@ -72,7 +73,7 @@ MEASURES: list[tuple[str, str, dict[str, float | None]]] = [
 Left = tuple[dict[str, str], tuple[str, ...]]
 PARTS: dict[str, Left] = {
     "authentication by key": ({"MCP_AUTH_MODE": "none"}, ()),
-    "rate limit": ({"MCP_RATE_LIMIT_PER_MINUTE": "0"}, ()),
+    "rate limit": ({"MCP_RATE_LIMIT_PER_MINUTE": "0"}, ("RateLimit(",)),
     "log line": ({"MCP_LOG_LEVEL": "ERROR"}, ()),
 }
 GUARDS: dict[str, Left] = {
@@ -97,19 +98,26 @@ FEATURES: dict[str, Left] = {
     **GUARDS,
     ALL: together(*PARTS.values(), *GUARDS.values()),
 }
-FEATURE_TARGETS = {THREE: 0.8, ALL: 0.7}  # 0.8: they cost at most a quarter of a call without them
+FEATURES_KEY = "features modern 16 rate"
 
-# What `costs.py` measures, by what else that is divided, and how much it may be.
-TEN = "10 µs"
-COSTS: dict[str, tuple[str, str, float | None]] = {
-    "bare": ("a call without these three", "", None),
-    "key": ("authentication by key adds", "bare", None),
-    "limiter": ("rate limit in memory adds", TEN, 1),
-    "log": ("log line adds", "bare", None),
-    "all": ("these three add", "bare", 0.25),
-    "ping": ("PING by redis-py", "", None),
-    "redis": ("rate limit in Redis adds", "ping", 1.2),
-}
+# Microseconds: the name of a figure, its title, the name of what it is divided by, how much of that it may be.
+Cost = tuple[str, str, str, float | None]
+BARE_CALL, TEN = "a call without these three", "10 µs"
+HTTP_COSTS: list[Cost] = [
+    ("bare", BARE_CALL, "", None),
+    ("tuned", f"a call of {TUNED}", "", None),
+    ("all", "authentication, rate limit and log line add", "bare", 0.25),
+    ("all", "the same", "tuned", 0.25),
+]
+COSTS: list[Cost] = [
+    ("bare", BARE_CALL, "", None),
+    ("key", "authentication by key adds", "bare", None),
+    ("limiter", "rate limit in memory adds", TEN, 1),
+    ("log", "log line adds", "bare", None),
+    ("all", "these three add", "bare", None),
+    ("ping", "PING by redis-py", "", None),
+    ("redis", "rate limit in Redis, alone", "ping", 1.2),
+]
 
 
 class Comparison:
@@ -182,6 +190,15 @@ class Comparison:
         else:
             for name, values in {**found, TEN: [10.0] * rounds}.items():
                 self.figures[name, "costs"] = dict(enumerate(values))
+
+    def http_costs(self) -> None:
+        """What three features cost, in microseconds, from the rates with and without them."""
+        names = {OURS: "own", THREE: "bare", TUNED: "tuned"}
+        for server, name in names.items():
+            rates = self.figures[server, FEATURES_KEY]
+            self.figures[name, "http costs"] = {number: 1_000_000 / rate for number, rate in rates.items()}
+        own, bare = self.figures["own", "http costs"], self.figures["bare", "http costs"]
+        self.figures["all", "http costs"] = {number: own[number] - bare[number] for number in own.keys() & bare.keys()}
 
     def _pipes(self, server: Server, name: str, number: int, **asked: Any) -> None:
         if server.stdio:
@@ -275,6 +292,19 @@ def verdict(found: Comparison, one: str, other: str, key: str, target: float | N
     return [f"{ratio:.2f}", f"{ratios[0]:.2f} to {ratios[-1]:.2f}", f"{bests:.2f}", wanted, said]
 
 
+def table_of_costs(found: Comparison, head: str, key: str, costs: list[Cost]) -> None:
+    """Print microseconds and what they are of others."""
+    titles = {name: title for name, title, _, _ in costs}
+    rows = []
+    for name, title, other, target in costs:
+        figure = found.median(name, key)
+        ratio, rounds, _, *judged = verdict(found, name, other, key, target) if other else [""] * len(VERDICT)
+        against = titles.get(other, other)
+        rows.append([title, "-" if figure is None else f"{figure:.1f}", against, ratio, rounds, *judged])
+    ratio, rounds, _, *judged = VERDICT  # no best: the best of differences is noise
+    table([head, "µs", "by", ratio, rounds, *judged], *rows)
+
+
 def report(found: Comparison, servers: list[Server]) -> None:
     """Print what was measured."""
     names = [server.name for server in servers]
@@ -292,22 +322,16 @@ def report(found: Comparison, servers: list[Server]) -> None:
         table(["measure", "against", *VERDICT], *verdicts)
     if load_share := [max(values.values()) for (_, key), values in found.figures.items() if key.endswith("busy")]:
         print(f"The load generator computed for {max(load_share):.0%} of its time at most.\n")
-    key = "features modern 16 rate"
-    if found.median(OURS, key) is not None:
+    if found.median(OURS, FEATURES_KEY) is not None:
         rows = [
-            [name, shown(found.median(name, key), ""), *verdict(found, OURS, name, key, target)]
-            for name, target in (dict.fromkeys(FEATURES) | FEATURE_TARGETS).items()
+            [name, shown(found.median(name, FEATURES_KEY), ""), *verdict(found, OURS, name, FEATURES_KEY, target)]
+            for name, target in (dict.fromkeys(FEATURES) | {ALL: 0.7}).items()
         ]
-        everything = ["nothing", shown(found.median(OURS, key), ""), *[""] * len(VERDICT)]
+        everything = ["nothing", shown(found.median(OURS, FEATURES_KEY), ""), *[""] * len(VERDICT)]
         table(["left out", "calls/s", "with it, by without it: ratio", *VERDICT[1:]], everything, *rows)
+        table_of_costs(found, "over HTTP, 16 connections", "http costs", HTTP_COSTS)
     if found.median("bare", "costs"):
-        rows = []
-        for name, (title, other, target) in COSTS.items():
-            figure = found.median(name, "costs")
-            against = [COSTS[other][0] if other in COSTS else other] if other else [""]
-            judged = verdict(found, name, other, "costs", target) if other else [""] * len(VERDICT)
-            rows.append([title, "-" if figure is None else f"{figure:.1f}", *against, *judged])
-        table(["in one process, without sockets", "µs", "by", *VERDICT], *rows)
+        table_of_costs(found, "in one process, without sockets", "costs", COSTS)
     if one := found.median("1", "processes"):
         rates = [shown(one, ""), shown(found.median("2", "processes"), "")]
         table(["one process (calls/s)", "two", *VERDICT], [*rates, *verdict(found, "2", "1", "processes", 1.6)])
@@ -343,7 +367,8 @@ def main() -> None:
                 case "features":
                     variants = [without(name, own, project, *what) for name, what in FEATURES.items()]
                     found.problems.update({(each.name, part): each.problem for each in variants if each.problem})
-                    found.http([own, *variants], rounds, [("modern", 16)], part)
+                    found.http([own, *variants, *rivals(TUNED)], rounds, [("modern", 16)], part)
+                    found.http_costs()
                 case "costs":
                     found.costs(own, rounds)
                 case "processes":

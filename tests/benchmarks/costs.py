@@ -23,7 +23,9 @@ WIRE = wire.claim()  # as the server does; what was stderr gets the log
 import anyio
 from load import call, check
 from my_mcp_server import logs
-from my_mcp_server.server import build_server
+from my_mcp_server import server as composition
+from my_mcp_server.guards.rate_limit import RateLimit
+from my_mcp_server.limits.store import StoreDown, make_store
 from my_mcp_server.serving.edge import Edge
 from my_mcp_server.serving.readiness import Readiness
 from my_mcp_server.settings import load_settings
@@ -40,10 +42,24 @@ HEADERS = {
     "mcp-name": "add",
 }
 BARE = {"MCP_AUTH_MODE": "none", "MCP_RATE_LIMIT_PER_MINUTE": "0", "MCP_LOG_LEVEL": "ERROR"}
-LIMITER = {"MCP_RATE_LIMIT_PER_MINUTE": "1000000000"}
-PARTS = {"key": {"MCP_AUTH_MODE": "api_key"}, "limiter": LIMITER, "log": {"MCP_LOG_LEVEL": "INFO"}}
+PARTS = {
+    "key": {"MCP_AUTH_MODE": "api_key"},
+    "limiter": {"MCP_RATE_LIMIT_PER_MINUTE": "1000000000"},
+    "log": {"MCP_LOG_LEVEL": "INFO"},
+}
 
 One = Callable[[], Awaitable[object]]
+
+_install = composition.install
+
+
+def install(server: Any, guards: list[Any], *more: Any) -> None:
+    """The server's own, without the guard of a limit that is off: it would stand there, and let everybody pass."""
+    is_off = os.environ["MCP_RATE_LIMIT_PER_MINUTE"] == "0"
+    _install(server, [guard for guard in guards if not (is_off and isinstance(guard, RateLimit))], *more)
+
+
+composition.install = install
 
 
 async def server(stack: AsyncExitStack, settings: dict[str, str], authorization: str) -> One:
@@ -51,7 +67,7 @@ async def server(stack: AsyncExitStack, settings: dict[str, str], authorization:
     os.environ.update(settings)
     read = load_settings({"transport": "http"})
     logs.configure(WIRE, level=read.log_level, form="json")  # the server that is built now keeps to it
-    app = build_server(read)
+    app = composition.build_server(read)
     await stack.enter_async_context(app.open())
     readiness = Readiness(app.dependencies)
     readiness.ready()
@@ -77,43 +93,69 @@ async def server(stack: AsyncExitStack, settings: dict[str, str], authorization:
     return one
 
 
+async def limit(stack: AsyncExitStack, redis: str) -> One:
+    """What charges one call in Redis."""
+    os.environ.update(PARTS["limiter"] | {"MCP_RATE_LIMIT_STORE": redis})
+    read = load_settings({})
+    store, (wanted,) = make_store(read)
+    await stack.enter_async_context(wanted.open(read))
+
+    async def one() -> None:
+        while True:
+            try:
+                await store.take("api_key:0123456789ab", 1)
+            except StoreDown:  # a busy machine keeps an answer for 50 ms: that turn counts as slow, not as quick
+                await anyio.sleep(0.1)
+            else:
+                return
+
+    await one()
+    return one
+
+
 async def measure(rounds: int, authorization: str, redis: str | None) -> dict[str, list[float]]:
-    """Microseconds, a figure a round: of a bare call, of what each part adds to it, and of a round trip to Redis."""
+    """Microseconds, a figure a round: of a bare call, of what each part adds to it, of a limit in Redis, and of a PING."""
     parts = PARTS | {"all": {name: value for part in PARTS.values() for name, value in part.items()}}
-    if redis is not None:
-        parts |= {"redis": LIMITER | {"MCP_RATE_LIMIT_STORE": redis}}
     async with AsyncExitStack() as stack:
         stack.enter_context(WIRE.gathering(WRITES.append))
         calls = {"bare": await server(stack, BARE, authorization)}
         for name, settings in parts.items():
             calls[name] = await server(stack, BARE | settings, authorization)
-        if redis is not None:
-            calls["ping"] = (await stack.enter_async_context(Redis.from_url(redis))).ping
         gc.freeze()
-        found: dict[str, list[float]] = {name: [] for name in calls}
-        for _ in range(rounds):
-            turns = []
-            for number in range(TURNS):
-                order = list(calls)[:: -1 if number % 2 else 1]
-                turns.append({name: await took(calls[name]) for name in order})
-            for name, figures in found.items():
-                clock = name in ("redis", "ping")
-                figures.append(
-                    statistics.median(turn[name][clock] - (turn["bare"][clock] if name in parts else 0) for turn in turns)
-                )
+        found = [
+            [{name: took - (turn["bare"] if name in parts else 0) for name, took in turn.items()} for turn in turns]
+            for turns in await interleaved(calls, rounds, time.process_time)
+        ]
+        if redis is not None:
+            waiting = {
+                "redis": await limit(stack, redis),
+                "ping": (await stack.enter_async_context(Redis.from_url(redis))).ping,
+            }
+            other = await interleaved(waiting, rounds, time.perf_counter)
+            found = [[one | two for one, two in zip(*both, strict=True)] for both in zip(found, other, strict=True)]
+    return {name: [statistics.median(turn[name] for turn in turns) for turns in found] for name in found[0][0]}
+
+
+async def interleaved(calls: dict[str, One], rounds: int, clock: Callable[[], float]) -> list[list[dict[str, float]]]:
+    """Microseconds of each call, in each turn of each round; every other turn goes backwards."""
+    found = []
+    for _ in range(rounds):
+        turns = [
+            {name: await took(calls[name], clock) for name in list(calls)[:: -1 if number % 2 else 1]}
+            for number in range(TURNS)
+        ]
+        found.append(turns)
     return found
 
 
-async def took(one: One) -> tuple[float, float]:
-    """Microseconds of one call, the mean of some: of the processor, and by the clock."""
-    began = time.process_time(), time.perf_counter()
+async def took(one: One, clock: Callable[[], float]) -> float:
+    """Microseconds of one call, the mean of some."""
+    began = clock()
     for _ in range(CALLS):
         await one()
     while WRITES:
         WRITES.pop()()
-    ended = time.process_time(), time.perf_counter()
-    processor, clock = ((end - begin) / CALLS * 1_000_000 for begin, end in zip(began, ended, strict=True))
-    return processor, clock
+    return (clock() - began) / CALLS * 1_000_000
 
 
 if __name__ == "__main__":

@@ -160,10 +160,12 @@ def redis(core: int | None) -> Iterator[str | None]:
             process.kill()
 
 
-def rivals() -> list[Server]:
-    """Install what is missing; a rival that does not install says so."""
+def rivals(*names: str) -> list[Server]:
+    """Those of these names, or all. Installs what is missing; a rival that does not install says so."""
     found = []
     for name, install, settings in _RIVALS:
+        if names and name not in names:
+            continue
         server = Server(name, settings=settings)
         try:
             server.http, server.stdio = install()

@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 import pytest
 from structlog.testing import capture_logs
 
+from {{ cookiecutter.package_name }} import NAME
 from {{ cookiecutter.package_name }}.auth.api_keys import new_key
 from {{ cookiecutter.package_name }}.limits.gcra import Gcra
 from {{ cookiecutter.package_name }}.limits.redis import RedisStore
@@ -148,7 +149,7 @@ def test_many_clients_take_little_memory() -> None:
 
 def key(client: str) -> str:
     """How a client's limit is called in Redis."""
-    return f"my-mcp-server:limit:{client}"
+    return f"{NAME}:limit:{client}"
 
 
 @pytest.mark.parametrize("seed", range(5))
