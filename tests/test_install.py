@@ -108,5 +108,5 @@ class TestHostileText(Checks):
     }
     # Text changes no behaviour; these have the names and the description in what they look at.
     tests = " ".join(
-        f"tests/test_{name}.py" for name in ("architecture", "cli", "contract", "http", "outcomes", "settings")
+        f"tests/test_{name}.py" for name in ("architecture", "cli", "contract", "doctor", "limits", "settings")
     )
