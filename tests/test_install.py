@@ -35,6 +35,13 @@ def project(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return Installed(path, python, sync.stdout + sync.stderr)
 
 
+# What answers can break: the tests that go by names, files, and what is served. The whole suite takes minutes, and is run
+# with the default answers, here and by tests/test_next_steps.py.
+NAMING = " ".join(
+    f"tests/test_{name}.py" for name in ("architecture", "cli", "contract", "doctor", "limits", "outcomes", "settings")
+)
+
+
 class Checks:
     """What holds for every combination of answers; a class each, so that each is installed once, by one worker."""
 
@@ -91,6 +98,7 @@ class TestSmallest(Checks):
     """All that can be left out, left out."""
 
     version = "3.11"
+    tests = NAMING
     answers: ClassVar[dict[str, str]] = {"examples": "no", "ci": "none", "kubernetes": "no", "python_version": "3.11"}
 
 
@@ -106,7 +114,4 @@ class TestHostileText(Checks):
         "license": "Proprietary",
         "kubernetes": "yes",
     }
-    # Text changes no behaviour; these have the names and the description in what they look at.
-    tests = " ".join(
-        f"tests/test_{name}.py" for name in ("architecture", "cli", "contract", "doctor", "limits", "settings")
-    )
+    tests = NAMING
