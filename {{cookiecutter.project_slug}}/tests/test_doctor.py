@@ -29,7 +29,7 @@ from {{ cookiecutter.package_name }}.doctor.bounds import unbounded
 from {{ cookiecutter.package_name }}.doctor.checks import Check, Deployment, Finding
 from {{ cookiecutter.package_name }}.registry import Registry, Surroundings
 from {{ cookiecutter.package_name }}.serving import http
-from {{ cookiecutter.package_name }}.settings import PREFIX, load_settings, secret_paths, wants_colour
+from {{ cookiecutter.package_name }}.settings import PREFIX, load_settings
 from {{ cookiecutter.package_name }}.threads import Threads
 
 from .conftest import PACKAGE_FOLDER, Start
@@ -366,7 +366,7 @@ def test_colour_is_left_out_where_it_is_not_wanted(
     """As no-color.org has it."""
     for name, value in ({"NO_COLOR": "", "TERM": "xterm"} | told).items():
         monkeypatch.setenv(name, value)
-    assert wants_colour() is wanted
+    assert settings_module.wants_colour() is wanted
 
 
 def test_process_1_of_a_container_is_judged(served: Path) -> None:
@@ -522,9 +522,9 @@ def test_dotenv_without_a_secret_may_be_read(tmp_path: Path, judge: Callable[...
     """Settings are no secret, and neither is the name of a file that holds one."""
     (tmp_path / "pyproject.toml").touch()
     (tmp_path / ".env").write_text("MCP_PORT=1\nMCP_API_KEYS_FILE=keys\nMCP_API_KEY=\n", encoding="utf-8")
-    assert secret_paths(load_settings({})).keys() == {"MCP_API_KEYS_FILE"}
+    assert settings_module.secret_paths(load_settings({})).keys() == {"MCP_API_KEYS_FILE"}
     (tmp_path / ".env").write_text("MCP_RATE_LIMIT_STORE=redis://u:p@h\n", encoding="utf-8")
-    assert secret_paths(load_settings({})) == {".env": tmp_path / ".env"}
+    assert settings_module.secret_paths(load_settings({})) == {".env": tmp_path / ".env"}
 
 
 @POSIX

@@ -1,5 +1,6 @@
 """JSON-RPC messages as they come in, on either transport."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -48,7 +49,7 @@ def parse(data: bytes | bytearray) -> Json:
     return message
 
 
-class RequestContext:
+class RequestContext(ABC):
     """What both transports share of the SDK's dispatch context of a request (`mcp.shared.dispatcher.DispatchContext`)."""
 
     def __init__(self, message: Json) -> None:
@@ -63,9 +64,9 @@ class RequestContext:
         self._cancel_requested = self._cancel_requested or anyio.Event()
         return self._cancel_requested
 
+    @abstractmethod
     async def notify(self, method: str, params: Mapping[str, Any] | None, opts: CallOptions | None = None) -> None:
         """Send a notification that belongs to the request."""
-        raise NotImplementedError
 
     async def progress(self, progress: float, total: float | None = None, message: str | None = None) -> None:
         """Report progress, if the caller asked for it."""
