@@ -390,7 +390,8 @@ def test_no_dump_shows_secrets(monkeypatch: pytest.MonkeyPatch, file: Path) -> N
     """Neither `repr` nor any dump of the settings."""
     for name, value in (SECRETS | {"MCP_API_KEYS_FILE": str(file)}).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("{{ cookiecutter.package_name }}.settings._ROOT", file.parent)  # a developer's .env is not read
+    # A developer's .env is not read.
+    monkeypatch.setattr("{{ cookiecutter.package_name }}.settings._ROOT", file.parent)
     settings = load_settings({})
     assert settings.api_key is not None
     assert settings.api_key.get_secret_value() == SECRETS["MCP_API_KEY"]
