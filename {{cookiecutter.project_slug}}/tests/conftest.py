@@ -18,6 +18,7 @@ import {{ cookiecutter.package_name }}
 from {{ cookiecutter.package_name }}.auth.api_keys import new_key
 
 from .authorization_server import AuthorizationServer
+from .faulty_upstream import FaultyUpstream
 from .harness import MODERN, PACKAGE, PATIENCE, SERVE_HTTP, WAYS, Peer, Server, Way, environment
 
 PACKAGE_FOLDER = Path({{ cookiecutter.package_name }}.__file__).parent
@@ -148,6 +149,13 @@ def start_peer(start: Start) -> Iterator[StartPeer]:
 def issuer() -> Iterator[AuthorizationServer]:
     """An authorization server of the test's own."""
     with AuthorizationServer() as server:
+        yield server
+
+
+@pytest.fixture
+def upstream() -> Iterator[FaultyUpstream]:
+    """A service that the server calls, of the test's own, which fails as it is told to."""
+    with FaultyUpstream() as server:
         yield server
 
 
