@@ -42,10 +42,10 @@ MAX_LENGTH = {
 # package of the same name would hide theirs. tests/test_answers.py holds this against the generated pyproject.toml.
 DISTRIBUTIONS = """
     annotated-types anyio ast-serialize async-timeout attrs cffi click colorama cryptography execnet h11 httpcore2
-    httptools httpx2 httpx2-jsfetch idna iniconfig jsonschema jsonschema-specifications librt mcp mcp-types mypy
+    httptools hypothesis httpx2 httpx2-jsfetch idna iniconfig jsonschema jsonschema-specifications librt mcp mcp-types mypy
     mypy-extensions opentelemetry-api opentelemetry-sdk packaging pathspec pluggy prometheus-client pycparser pydantic
     pydantic-core pydantic-settings pygments pyjwt pytest pytest-asyncio pytest-timeout pytest-xdist python-dotenv
-    python-multipart pywin32 redis referencing rpds-py ruff sse-starlette starlette structlog tenacity truststore
+    python-multipart pywin32 redis referencing rpds-py ruff sortedcontainers sse-starlette starlette structlog tenacity truststore
     types-jsonschema typing-extensions typing-inspection uvicorn uvloop
 """
 

@@ -81,7 +81,7 @@ def era(request: pytest.FixtureRequest) -> str:
 
 def check(seen: Json, era: str, *, has_key: bool) -> None:
     """Check what every client shows: the tools it may use, a tool's result and its error, a resource, a prompt."""
-    tools = {"get_part", "search_parts", "stocktake"} | ({"place_order"} if has_key else set())
+    tools = {"convert_price", "get_part", "search_parts", "stocktake"} | ({"place_order"} if has_key else set())
     assert {tool["name"] for tool in seen["tools"]["tools"]} == tools
     part = seen["part"]["structuredContent"]
     assert part["aisle"] == "A1"

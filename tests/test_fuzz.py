@@ -54,6 +54,7 @@ STATUSES = {200, 202, 204, 400, 403, 404, 405, 406, 413, 415, 421, 431}
 # --- what is sent: messages
 
 CALLS: dict[str, Json] = {
+    "convert_price": {"sku": "SEN-0007", "currency": "EUR"},
     "get_part": {"sku": "SEN-0007"},
     "place_order": {"sku": "SEN-0007", "quantity": 2, "idempotency_key": "order-0001"},
     "search_parts": {"query": "sensor", "limit": 3},

@@ -36,9 +36,10 @@ def project(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 # What answers can break: the tests that go by names, files, and what is served. The whole suite takes minutes, and is run
-# with the default answers, here and by tests/test_next_steps.py.
+# with the default answers, here and, on the Python at hand and with a user's tools, by tests/test_planted_faults.py.
 NAMING = " ".join(
-    f"tests/test_{name}.py" for name in ("architecture", "cli", "contract", "doctor", "limits", "outcomes", "settings")
+    f"tests/test_{name}.py"
+    for name in ("architecture", "cli", "contract", "doctor", "limits", "outbound", "outcomes", "settings")
 )
 
 
@@ -88,7 +89,7 @@ class Checks:
 
 
 class TestDefaults(Checks):
-    """Every question answered with return. tests/test_next_steps.py does this again on the Python at hand."""
+    """Every question answered with return."""
 
     version = "3.13"
     answers: ClassVar[dict[str, str]] = {}

@@ -62,9 +62,12 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_project_with_a_users_tools_passes_its_checks(tmp_path: Path) -> None:
     """What the README tells a user to do, by command and by hand, leaves everything green."""
     project = render(tmp_path, project_name="Spare Parts")
-    readme = (project / "README.md").read_text(encoding="utf-8")
-    by_hand = readme.partition("```python\n")[2].partition("```")[0].replace("find_invoice", "show_invoice")
-    (project / "src" / "spare_parts" / "tools" / "show_invoice.py").write_text(by_hand, encoding="utf-8")
+    blocks = (project / "README.md").read_text(encoding="utf-8").split("```python\n")[1:]
+    by_hand, calls_out, its_test = (block.partition("```")[0] for block in blocks)
+    tools = project / "src" / "spare_parts" / "tools"
+    (tools / "show_invoice.py").write_text(by_hand.replace("find_invoice", "show_invoice"), encoding="utf-8")
+    (tools / "find_parcel.py").write_text(calls_out, encoding="utf-8")
+    (project / "tests" / "test_find_parcel.py").write_text(its_test, encoding="utf-8")
     for line in ("uv sync", "uv run spare-parts new-tool find_invoice", *CHECKS):
         done = run(project, line)
         assert done.returncode == 0, done.stdout + done.stderr

@@ -9,6 +9,7 @@ Servers run on one core, the load and the readers of their logs on another. Traf
 import argparse
 import json
 import os
+import socket
 import statistics
 import subprocess
 import sys
@@ -16,7 +17,8 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -44,7 +46,7 @@ from servers import (
 from bootstrap import environment
 
 # Many and short: less happens on the machine between two servers.
-ROUNDS = {"http": 8, "stdio": 7, "start": 9, "features": 9, "costs": 9, "processes": 7}
+ROUNDS = {"http": 8, "stdio": 7, "start": 9, "features": 9, "costs": 9, "hang": 15, "processes": 7}
 SECONDS = 0.4  # a measurement, after a fifth of a second that does not count
 
 CORES: list[int | None] = [*sorted(os.sched_getaffinity(0))] if hasattr(os, "sched_getaffinity") else [None]
@@ -200,6 +202,23 @@ class Comparison:
         own, bare = self.figures["own", "http costs"], self.figures["bare", "http costs"]
         self.figures["all", "http costs"] = {number: own[number] - bare[number] for number in own.keys() & bare.keys()}
 
+    def hang(self, server: Server, rounds: int) -> None:
+        """The slowest of a hundred calls of a local tool, alone and while a service that other calls need hangs.
+
+        As the figures of "alone" and "beside". Who hangs are as many callers as the server takes calls at once.
+        """
+        with socket.create_server(("127.0.0.1", 0), backlog=256) as upstream:  # it takes connections, and answers none
+            settings = server.settings | {"MCP_UPSTREAM_BASE_URL": f"http://127.0.0.1:{upstream.getsockname()[1]}"}
+            try:
+                with running(replace(server, settings=settings), SERVER, LOAD) as port:
+                    asked = {"port": port, "authorization": server.authorization}
+                    one = asked | {"transport": "http", "era": "modern", "connections": 1, "seconds": 2 * self.seconds}
+                    for number, name in turns(rounds, ["alone", "beside"]):
+                        with callers(asked | {"connections": 64}) if name == "beside" else nullcontext():
+                            self.figures[name, "hang p99"][number] = load(LOAD, one)["p99"]
+            except Problem as problem:
+                self.problems[server.name, "hang"] = str(problem)
+
     def _pipes(self, server: Server, name: str, number: int, **asked: Any) -> None:
         if server.stdio:
             asked |= {"transport": "stdio", "command": server.stdio, "server_core": SERVER}
@@ -224,6 +243,24 @@ def load(core: int | None, asked: dict[str, Any], settings: dict[str, str] | Non
         Problem: an answer is missing or wrong.
     """
     return measured(core, [sys.executable, LOAD_SCRIPT, json.dumps(asked)], settings or {})
+
+
+@contextmanager
+def callers(asked: dict[str, Any]) -> Iterator[None]:
+    """Others who call all the time.
+
+    Raises:
+        Problem: none of them is refused because the service hangs.
+    """
+    line = [sys.executable, LOAD_SCRIPT, json.dumps(asked | {"transport": "callers"})]
+    with pinned(LOAD), subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        try:
+            if (said := process.stdout.readline()) != "upstream_unavailable\n":
+                raise Problem(f"callers were told: {said.strip()}")
+            yield
+        finally:
+            process.kill()
 
 
 def measured(core: int | None, line: list[str], settings: dict[str, str]) -> dict[str, Any]:
@@ -279,7 +316,7 @@ VERDICT = ["ratio", "in the rounds", "best by best", "target", "holds"]
 
 def verdict(found: Comparison, one: str, other: str, key: str, target: float | None) -> list[str]:
     """The cells for one's figure by the other's. What the best rounds say is what a machine at rest would."""
-    at_least = not key.endswith(("p50", "start", "memory", "costs"))
+    at_least = not key.endswith(("p50", "p99", "start", "memory", "costs"))
     wanted = "" if target is None else f"{'≥' if at_least else '≤'} {target:g}"
     ones, others = found.figures[one, key], found.figures[other, key]
     ratios = sorted(ones[number] / others[number] for number in ones.keys() & others.keys())
@@ -332,6 +369,13 @@ def report(found: Comparison, servers: list[Server]) -> None:
         table_of_costs(found, "over HTTP, 16 connections", "http costs", HTTP_COSTS)
     if found.median("bare", "costs"):
         table_of_costs(found, "in one process, without sockets", "costs", COSTS)
+    if alone := found.median("alone", "hang p99"):
+        figures = [f"{(value or 0) * 1000:.2f}" for value in (alone, found.median("beside", "hang p99"))]
+        judged = verdict(found, "beside", "alone", "hang p99", 1.1)
+        table(
+            ["a local tool's p99, alone (ms)", "while 64 callers wait for a service that hangs", *VERDICT],
+            [*figures, *judged],
+        )
     if one := found.median("1", "processes"):
         rates = [shown(one, ""), shown(found.median("2", "processes"), "")]
         table(["one process (calls/s)", "two", *VERDICT], [*rates, *verdict(found, "2", "1", "processes", 1.6)])
@@ -371,6 +415,8 @@ def main() -> None:
                     found.http_costs()
                 case "costs":
                     found.costs(own, rounds)
+                case "hang":
+                    found.hang(own, rounds)
                 case "processes":
                     found.processes(own, rounds)
         version = subprocess.check_output([own.stdio[0], "--version"], text=True).strip()

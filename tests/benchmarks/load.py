@@ -46,9 +46,13 @@ def pinned(core: int | None) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def call(rpc_id: int, era: str) -> bytes:
-    """The one call that is measured."""
-    params: dict[str, Any] = {"name": "add", "arguments": {"a": 2, "b": 3}}
+ADD = {"name": "add", "arguments": {"a": 2, "b": 3}}
+CONVERT = {"name": "convert_price", "arguments": {"sku": "BRG-6204", "currency": "USD"}}
+
+
+def call(rpc_id: int, era: str, tool: dict[str, Any] = ADD) -> bytes:
+    """The one call that is measured, or one of another tool."""
+    params = dict(tool)
     if era == "modern":
         params["_meta"] = ENVELOPE
     return json.dumps({"jsonrpc": "2.0", "id": rpc_id, "method": "tools/call", "params": params}).encode()
@@ -74,8 +78,8 @@ _DATA = re.compile(rb"^data: *(\S.*?)\r?$", re.MULTILINE)
 class Connection:
     """A kept-alive connection with one call at a time on its way."""
 
-    def __init__(self, port: int, era: str, authorization: str) -> None:
-        body = call(1, era)
+    def __init__(self, port: int, era: str, authorization: str, tool: dict[str, Any] = ADD) -> None:
+        body = call(1, era, tool)
         lines = [
             "POST /mcp HTTP/1.1",
             "Host: 127.0.0.1:80",  # the servers look at the name only
@@ -83,7 +87,7 @@ class Connection:
             "Accept: application/json, text/event-stream",
             f"Content-Length: {len(body)}",
             f"MCP-Protocol-Version: {VERSIONS[era]}",
-            *(["Mcp-Method: tools/call", "Mcp-Name: add"] if era == "modern" else []),
+            *(["Mcp-Method: tools/call", f"Mcp-Name: {tool['name']}"] if era == "modern" else []),
             *([f"Authorization: {authorization}"] if authorization else []),
         ]
         self._request = "\r\n".join(lines).encode() + b"\r\n\r\n" + body
@@ -152,7 +156,30 @@ def http(port: int, era: str, connections: int, seconds: float, authorization: s
         busy = (time.process_time() - used) / (now - began + WARM_UP)
         for key in list(selector.get_map().values()):
             key.data.socket.close()
-    return {"rate": len(took) / (now - began), "p50": statistics.median(took), "busy": busy}
+    p99 = statistics.quantiles(took, n=100)[-1]
+    return {"rate": len(took) / (now - began), "p50": statistics.median(took), "p99": p99, "busy": busy}
+
+
+def callers(port: int, connections: int, authorization: str = "") -> None:
+    """Keep calling a tool whose upstream hangs, until this process is ended. Each caller who is refused waits as told.
+
+    Prints a line when the first of them have been refused: the rest is waiting then.
+    """
+    waiting: dict[Connection, float] = {}  # until when
+    with selectors.DefaultSelector() as selector:
+        for _ in range(connections):
+            connection = Connection(port, "modern", authorization, CONVERT)
+            selector.register(connection.socket, selectors.EVENT_READ, connection)
+        while True:
+            for key, _ in selector.select(max(0, min(waiting.values()) - time.monotonic()) if waiting else None):
+                _, _, body = key.data.socket.recv(65536).partition(b"\r\n\r\n")  # it comes in one piece
+                error = json.loads(body)["result"]["_meta"]["plinth/error"]
+                if not waiting:
+                    print(error["code"], flush=True)
+                waiting[key.data] = time.monotonic() + error.get("retry_after_ms", 1000) / 1000
+            for connection in [each for each, until in waiting.items() if until <= time.monotonic()]:
+                del waiting[connection]
+                connection.send()
 
 
 # --- stdio ------------------------------------------------------------------------------------------------------------
@@ -243,7 +270,7 @@ def stdio(command: list[str], era: str, seconds: float, server_core: int | None)
 
 if __name__ == "__main__":
     asked = json.loads(sys.argv[1])
-    measure = http if asked.pop("transport") == "http" else stdio
+    measure = {"http": http, "stdio": stdio, "callers": callers}[asked.pop("transport")]
     try:
         print(json.dumps(measure(**asked)))
     except (OSError, ValueError) as error:

@@ -9,9 +9,9 @@ from .conftest import PACKAGE_FOLDER
 
 # Each may import what stands after it, and its own neighbours where it is a folder.
 ORDER = (
-    *("__main__", "cli", "clients", "scaffold", "doctor", "serving", "server", "sdk", "dependencies", "registry"),
-    *("contracts", "tools", "resources", "prompts", "shop", "guards", "calls", "limits", "tooling", "auth"),
-    *("settings", "validation", "threads", "logs", "errors", "text", "wire", "__init__"),
+    *("__main__", "cli", "clients", "scaffold", "doctor", "metrics", "serving", "server", "sdk", "dependencies"),
+    *("registry", "contracts", "tools", "resources", "prompts", "shop", "outbound", "guards", "calls", "limits"),
+    *("tooling", "auth", "settings", "validation", "threads", "logs", "errors", "measures", "text", "wire", "__init__"),
 )
 USERS = {"tools", "resources", "prompts"}
 MODULES = sorted(path.relative_to(PACKAGE_FOLDER) for path in PACKAGE_FOLDER.rglob("*.py"))
@@ -41,7 +41,7 @@ def test_imports_point_down(module: Path) -> None:
 
 def test_tools_know_no_server() -> None:
     """What a user writes depends on the seam, not on what serves it."""
-    allowed = {"tooling", "errors", "settings", "shop"}
+    allowed = {"tooling", "errors", "settings", "shop", "outbound"}
     for module in MODULES:
         if module.parts[0] in USERS and module.name != "__init__.py":
             assert not {name for name in imported(module) if name in ORDER} - allowed, str(module)

@@ -1,6 +1,7 @@
 """One request on its way down to a tool, and the guards it passes."""
 
 from collections.abc import Awaitable, Callable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, Protocol
@@ -34,6 +35,10 @@ class Target(Protocol):
 
     @property
     def idempotent(self) -> bool: ...
+
+
+current_target: ContextVar[Target | None] = ContextVar("current_target", default=None)
+"""What the request being served is for."""
 
 
 @dataclass(slots=True)

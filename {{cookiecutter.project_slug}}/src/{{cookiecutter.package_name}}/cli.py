@@ -7,14 +7,20 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from importlib import metadata
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import NAME, logs
 from .errors import StartError
 from .settings import Settings, load_settings, secret_values, wants_colour
 from .wire import Wire
+
+if TYPE_CHECKING:
+    from .measures import Histogram
+    from .server import Application
+    from .serving.lifecycle import Serving
 
 _LOG_SECONDS = 0.005  # how long lines are gathered: a write for each would cost as much as a tenth of a call
 
@@ -113,6 +119,7 @@ def _serve(wire: Wire, **overrides: Any) -> int:
 
     import anyio
 
+    from .measures import LAG_BUCKETS, Histogram
     from .server import build_server
     from .serving.lifecycle import Serving, attended, end_leftovers
 
@@ -138,16 +145,30 @@ def _serve(wire: Wire, **overrides: Any) -> int:
             from .serving.http import Http
 
             serving = Http(app)
+        lag = Histogram(LAG_BUCKETS)
         gathering = wire.gathering(partial(loop.call_later, _LOG_SECONDS))
-        with gathering, attended(serving, app.registry.code, partial(os._exit, 1)) as limit:
-            try:
-                code = await serving.serve(limit)
-            except StartError as error:
-                code = _report(wire, error)
-            await end_leftovers()
-            wire.leave(code)  # the loop's own end would wait for threads and tasks without limit
+        async with _metrics(app, serving, lag):
+            with gathering, attended(serving, app.registry.code, partial(os._exit, 1), lag) as limit:
+                try:
+                    code = await serving.serve(limit)
+                except StartError as error:
+                    code = _report(wire, error)
+                await end_leftovers()
+                wire.leave(code)  # the loop's own end would wait for threads and tasks without limit
 
     return anyio.run(serve, backend_options=options)
+
+
+def _metrics(app: "Application", serving: "Serving", lag: "Histogram") -> AbstractAsyncContextManager[None]:
+    """What serves the metrics, if they are wanted. Their library is no part of other starts: its import takes 60 ms."""
+    if app.settings.metrics_port is None:
+        return contextlib.nullcontext()
+    try:
+        from .metrics import Metrics
+    except ModuleNotFoundError:
+        problem = "the client for Prometheus is not installed; `uv sync --extra metrics` installs it"
+        raise StartError([f"MCP_METRICS_PORT: {problem}"]) from None
+    return Metrics(app, serving, lag).serve()
 
 
 def _doctor(wire: Wire, *, production: bool, as_json: bool, **overrides: Any) -> int:

@@ -40,7 +40,7 @@ from sse_starlette.sse import AppStatus
 
 from .auth.credentials import Rejected
 from .auth.principal import ANONYMOUS, SCOPE_KEY, Principal, current_principal
-from .calls import Call, Guard, Target, Transport, chain
+from .calls import Call, Guard, Target, Transport, chain, current_target
 from .errors import CallError, Internal, InvalidRequest, Outcome
 from .guards.request_log import log_request
 from .logs import Events
@@ -119,7 +119,7 @@ def install(
             client=_client(ctx.request),
             rejected=rejected,
         )
-        token = current_principal.set(principal)
+        token, aimed = current_principal.set(principal), current_target.set(target)
         try:
             return await chain(guards, serve)(call)
         except CallError as error:
@@ -128,6 +128,7 @@ def install(
                 return _error_result(server, ctx.protocol_version, shown)
             raise MCPError(error.rpc_code, error.message, error.rpc_data | shown) from None
         finally:
+            current_target.reset(aimed)
             current_principal.reset(token)
 
     security = RequestStateSecurity(keys=sealing_keys or [os.urandom(32)], bind_principal=_bound)

@@ -26,7 +26,7 @@ from .guards.deadline import Deadline
 from .guards.drain import Drain
 from .guards.rate_limit import RateLimit
 from .guards.request_log import RequestLog
-from .limits.store import make_store
+from .limits.store import Store, make_store
 from .registry import MOST_SUBSCRIPTIONS, Opened, Registry, Surroundings
 from .sdk import LeanServer, install
 from .settings import Settings
@@ -48,6 +48,7 @@ class Application:
     drain: Drain
     threads: Threads
     dependencies: Dependencies
+    limits: Store
     authenticator: Authenticator | None
     """Who holds a credential that came over HTTP; None: none is asked for."""
 
@@ -91,7 +92,7 @@ def build_server(settings: Settings) -> Application:
     ]
     server = _answer(registry, dependencies, listeners, settings.max_result_bytes)
     install(server, guards, registry.aim, credentials.local, settings.sealing_keys)
-    return Application(settings, registry, server, drain, threads, dependencies, credentials.authenticator)
+    return Application(settings, registry, server, drain, threads, dependencies, store, credentials.authenticator)
 
 
 class _Credentials(NamedTuple):

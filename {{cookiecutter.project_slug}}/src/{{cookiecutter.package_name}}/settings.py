@@ -87,6 +87,11 @@ class Settings(BaseSettings):
     )
     tool_timeout_seconds: float = Field(30, gt=0, le=86400, description="default per call; a tool can set its own")
     max_concurrent_calls: int = Field(64, ge=1, description="calls in flight; one more is refused as `overloaded`")
+    upstream_base_url: str | None = Field(
+        None,
+        description="the address of the service that tools call, http or https, as in https://rates.example.com/v1",
+    )
+    upstream_token: SecretStr | None = Field(None, description="this server's own credential there")
     drain_delay_seconds: float = Field(
         0, ge=0, le=600, description="HTTP: how long to go on serving after readiness turned off"
     )
@@ -99,6 +104,10 @@ class Settings(BaseSettings):
     grace_period_seconds: float = Field(
         30, gt=0, description="how long the platform waits between SIGTERM and SIGKILL; the doctor needs to know"
     )
+    metrics_port: int | None = Field(
+        None, ge=0, le=65535, description="Prometheus metrics, on a port of their own, 0 to 65535; 0 picks a free one"
+    )
+    metrics_host: str = Field("127.0.0.1", min_length=1, description="metrics: the address to listen on")
     request_state_keys: SecretStr | None = Field(
         None,
         description="seal `requestState` (comma list; the first seals, all open); shared by replicas, else per process",
@@ -122,6 +131,20 @@ class Settings(BaseSettings):
     def _is_url(cls, value: str | None) -> str | None:
         if value is not None and not is_safe_url(value):
             raise PydanticCustomError("no_url", "an https address, or http on this machine")
+        return value
+
+    @field_validator("upstream_base_url")
+    @classmethod
+    def _is_address(cls, value: str | None) -> str | None:
+        if value is not None and not is_address(value):
+            raise PydanticCustomError("no_address", "an http or https address without user, query and fragment")
+        return value
+
+    @field_validator("upstream_token")
+    @classmethod
+    def _fits_a_header(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not re.fullmatch("[!-~]+", value.get_secret_value()):
+            raise PydanticCustomError("no_token", "visible ASCII characters")
         return value
 
     @field_validator("rate_limit_store")
@@ -197,6 +220,11 @@ def _missing(settings: Settings) -> Iterator[str]:
 
 def is_safe_url(value: str) -> bool:
     """Whether what is fetched there comes from whom it says: https, or http on this machine."""
+    return is_address(value) and (value[:6].lower() == "https:" or is_loopback(urlsplit(value).hostname or ""))
+
+
+def is_address(value: str) -> bool:
+    """Whether it is an http or https URL with nothing secret in it, and no query."""
     try:
         found = urlsplit(value)
         port_is_valid = found.port is None or found.port > 0
@@ -204,7 +232,7 @@ def is_safe_url(value: str) -> bool:
         return False
     if not port_is_valid or not found.hostname or found.username or found.query or found.fragment:
         return False
-    return found.scheme == "https" or (found.scheme == "http" and is_loopback(found.hostname))
+    return found.scheme in ("http", "https") and not re.search(r"[\s\\]", value)
 
 
 def is_loopback(host: str) -> bool:

@@ -19,3 +19,9 @@ def clean(value: Any) -> Any:
     if isinstance(value, list):
         return [clean(item) for item in value]
     return value
+
+
+def in_words(seconds: float) -> str:
+    """`0.5 s`, `3 s`: never less than it is."""
+    tenths = -(-seconds // 0.1) / 10
+    return f"{tenths:g} s" if tenths < 1 else f"{-(-seconds // 1):g} s"

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from ..calls import Call, Proceed
 from ..errors import RateLimited, Unavailable
 from ..limits.store import Store, StoreDown
+from ..text import in_words
 
 _LIMITED = {"tools/call", "prompts/get", "resources/read", "completion/complete"}
 
@@ -38,12 +39,6 @@ class RateLimit:
         if call.principal.kind == "local":
             return self._process
         return call.principal.name if call.principal.kind != "anonymous" else address_key(call.client)
-
-
-def in_words(seconds: float) -> str:
-    """`0.5 s`, `3 s`: never less than it is."""
-    tenths = -(-seconds // 0.1) / 10
-    return f"{tenths:g} s" if tenths < 1 else f"{-(-seconds // 1):g} s"
 
 
 @lru_cache(maxsize=1024)

@@ -1,5 +1,6 @@
 """One line for every request, with its outcome."""
 
+from contextvars import ContextVar
 from time import perf_counter
 from typing import Any
 
@@ -8,6 +9,11 @@ import structlog
 from ..calls import Call, Proceed
 from ..errors import CANCELLED, OK, CallError, Internal, InvalidResult, Outcome
 from ..logs import Events, current_request
+from ..measures import Operations
+
+current_operations: ContextVar[Operations | None] = ContextVar("current_operations", default=None)
+"""What counts requests; None: nobody wants to know. Set once, before serving begins: much of what refuses a request
+outside the guards, down to the HTTP parser, knows nothing of the server it is part of."""
 
 
 class RequestLog:
@@ -19,6 +25,9 @@ class RequestLog:
     async def __call__(self, call: Call, proceed: Proceed) -> Any:
         token = current_request.set({"request_id": call.request_id})
         began, outcome = perf_counter(), CANCELLED
+        operations = current_operations.get()
+        if operations is not None:
+            operations.running[call.method] += 1
         try:
             result = await proceed(call)
             outcome = OK
@@ -32,18 +41,23 @@ class RequestLog:
             outcome = Internal().outcome
             raise Internal from None
         finally:
+            if operations is not None:
+                operations.running[call.method] -= 1
             log_request(self._events, call, outcome, (perf_counter() - began) * 1000)
             current_request.reset(token)
 
 
 def log_request(events: Events, call: Call, outcome: Outcome, milliseconds: float) -> None:
-    """Write the request's line."""
+    """Write the request's line, and count it."""
+    tool = tool_of(call)
+    if (operations := current_operations.get()) is not None:
+        operations.ended(call.method, tool or "", outcome.code, milliseconds / 1000)
     event: dict[str, Any] = {
         "event": "request",
         "request_id": call.request_id,
         "rpc_id": _shown(call.rpc_id),
         "method": call.method,
-        "tool": tool_of(call),
+        "tool": tool,
         "principal": call.principal.name,
         "transport": call.transport,
         "protocol_version": call.protocol_version,

@@ -13,7 +13,9 @@ class StoreDown(Exception):
 
 
 class Store(Protocol):
-    """What keeps the limits of all clients."""
+    """What keeps the limits of all clients. `failures`: calls that it could not check, ever."""
+
+    failures: int
 
     async def take(self, key: str, cost: int) -> float:
         """Let a call through and charge it: 0. Or charge nothing: the seconds to wait.
@@ -30,6 +32,8 @@ class Store(Protocol):
 class Unlimited:
     """No limits at all."""
 
+    failures = 0
+
     async def take(self, key: str, cost: int) -> float:
         """As `Store.take`: 0."""
         return 0.0
@@ -37,6 +41,8 @@ class Unlimited:
 
 class MemoryStore:
     """Limits of this process alone."""
+
+    failures = 0
 
     def __init__(self, per_minute: int, burst: int) -> None:
         self._gcra = Gcra(per_minute, burst)

@@ -18,11 +18,12 @@ from ..auth.principal import ANONYMOUS, SCOPE_KEY, Principal
 from ..calls import Call
 from ..errors import CallError, Forbidden, RateLimited, Unauthenticated, Unavailable
 from ..guards.authorize import lacking
-from ..guards.rate_limit import address_key, in_words
+from ..guards.rate_limit import address_key
 from ..limits.gcra import Gcra
 from ..registry import Registry
 from ..sdk import new_request_id, trace_id_of
 from ..server import Application
+from ..text import in_words
 from .exchange import Scope
 from .messages import Json
 from .refusals import Denied

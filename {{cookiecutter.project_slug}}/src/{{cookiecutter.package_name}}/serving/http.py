@@ -15,6 +15,7 @@ from ..errors import StartError
 from ..server import Application
 from .edge import Edge
 from .lifecycle import Limit, first_of
+from .listener import listen, url_of
 from .protocol import Protocol
 from .readiness import Readiness
 from .sessions import Sessions
@@ -34,10 +35,10 @@ class Http:
         """Raises StartError: the address cannot be listened on."""
         settings = app.settings
         self._app = app
-        self._listener = _listen(settings.host, settings.port)
+        self._listener = listen(settings.host, settings.port, "MCP_HOST, MCP_PORT")
         self._sessions = Sessions(app) if settings.http_sessions == "stateful" else None
-        self._readiness = Readiness(app.dependencies)
-        self._edge = Edge(app, self._readiness, self._sessions)
+        self.readiness = Readiness(app.dependencies)
+        self._edge = Edge(app, self.readiness, self._sessions)
         self._server = _Server(
             uvicorn.Config(
                 self._edge,
@@ -60,6 +61,11 @@ class Http:
         self.cut = 0
         self.stop_seconds = settings.drain_delay_seconds + settings.drain_timeout_seconds + _SPARE_SECONDS
 
+    @property
+    def lost(self) -> int:
+        """As in `Serving`."""
+        return self._edge.lost
+
     async def serve(self, limit: Limit) -> int:
         """Serve until stopped; returns the exit code, 1 if a call was cut or lost.
 
@@ -71,8 +77,8 @@ class Http:
             self._tasks.start_soon(self._server.run_until_stopped, self._listener)  # probes are answered from now on
             try:
                 async with self._app.open(), self._sessions.open() if self._sessions is not None else nullcontext():
-                    self._readiness.ready()
-                    log.info("listening", transport="http", url=self._url())
+                    self.readiness.ready()
+                    log.info("listening", transport="http", url=url_of(self._listener, "/mcp"))
                     await self._server.stopped.wait()
             except StartError as error:
                 failed = error
@@ -85,10 +91,10 @@ class Http:
 
     def stop(self) -> None:
         """Drain; there is nothing to drain while the server starts."""
-        if self._readiness.state == "starting":
+        if self.readiness.state == "starting":
             self._tasks.cancel_scope.cancel()
-        elif self._readiness.state == "ready":
-            self._readiness.drain()
+        elif self.readiness.state == "ready":
+            self.readiness.drain()
             self._tasks.start_soon(self._drain)
 
     def hurry(self) -> None:
@@ -135,10 +141,6 @@ class Http:
     def _connections(self) -> list[Protocol]:
         return [each for each in self._server.server_state.connections if isinstance(each, Protocol)]
 
-    def _url(self) -> str:
-        host, port = self._listener.getsockname()[:2]
-        return f"http://[{host}]:{port}/mcp" if ":" in host else f"http://{host}:{port}/mcp"
-
 
 class _Server(uvicorn.Server):
     """uvicorn with a stop of our own: its own ends the process by the signal, before anything is closed."""
@@ -177,11 +179,3 @@ def _accepted(listener: socket.socket) -> Iterator[socket.socket]:
             found, _ = listener.accept()
             found.setblocking(False)
             yield found
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family, backlog=2048)
-    except OSError as error:
-        raise StartError([f"MCP_HOST, MCP_PORT: cannot listen on {host}:{port} ({error.strerror})"]) from None

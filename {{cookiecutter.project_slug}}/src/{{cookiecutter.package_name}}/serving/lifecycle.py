@@ -10,6 +10,8 @@ from typing import Protocol
 
 import anyio
 
+from ..measures import Histogram
+from .readiness import Readiness
 from .watchdog import Watchdog
 
 _HURRY_SECONDS = 0.5
@@ -20,9 +22,15 @@ Limit = Callable[[float], None]
 
 
 class Serving(Protocol):
-    """One transport. `stop_seconds`: how long its stop may take at most."""
+    """One transport. `stop_seconds`: how long its stop may take at most; `cut`: calls that had to be ended."""
 
     stop_seconds: float
+    readiness: Readiness
+    cut: int
+
+    @property
+    def lost(self) -> int:
+        """Calls that, as far as is known by now, get no answer."""
 
     async def serve(self, limit: Limit) -> int:
         """Serve until stopped; returns the exit code."""
@@ -38,14 +46,17 @@ class Serving(Protocol):
 
 
 @contextmanager
-def attended(serving: Serving, tools: Mapping[CodeType, str], end: Callable[[], None]) -> Iterator[Limit]:
+def attended(
+    serving: Serving, tools: Mapping[CodeType, str], end: Callable[[], None], lag: Histogram
+) -> Iterator[Limit]:
     """Stop `serving` on the first SIGTERM or SIGINT, at once on the second.
 
     Signals are counted in their handler, which runs while a tool holds the event loop too; if the stop does not come to
-    its end in time, `end` ends the process from another thread. Not to be left: the handlers stay.
+    its end in time, `end` ends the process from another thread. Not to be left: the handlers stay. `lag`: how late the
+    event loop is.
     """
     loop, signals = asyncio.get_running_loop(), count(1)
-    watchdog = Watchdog(tools, lambda: serving.stop_seconds if serving.has_hung_up() else None, end)
+    watchdog = Watchdog(tools, lambda: serving.stop_seconds if serving.has_hung_up() else None, end, lag)
 
     def handle(number: int, frame: FrameType | None) -> None:
         first = next(signals) == 1

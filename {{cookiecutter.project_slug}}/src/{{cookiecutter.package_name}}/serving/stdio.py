@@ -23,6 +23,7 @@ from ..wire import Wire
 from .conversation import Conversation
 from .lifecycle import Limit, first_of
 from .output import Output
+from .readiness import Readiness
 
 _DRAIN_SECONDS = 1.5  # clients wait 2 s after closing stdin, then kill
 _CUT_SECONDS = 0.2  # for the answers of the calls that were cut
@@ -37,6 +38,7 @@ class Stdio:
 
     def __init__(self, app: Application, wire: Wire) -> None:
         self._app = app
+        self.readiness = Readiness(app.dependencies)
         self._loop = asyncio.get_running_loop()
         self._tasks = anyio.create_task_group()
         self._input, self._pollable = wire.stdin, _make_pollable(wire.stdin)
@@ -49,6 +51,11 @@ class Stdio:
         self._skipping = self._is_reading = self._is_open = False
         self._ended, self._stopped, self._hurried = anyio.Event(), anyio.Event(), anyio.Event()
         self.cut = 0
+
+    @property
+    def lost(self) -> int:
+        """As in `Serving`."""
+        return self._output.lost
 
     async def serve(self, limit: Limit) -> int:
         """Serve until the input ends or a signal comes; returns the exit code, 1 if a call was cut or lost.
@@ -71,6 +78,7 @@ class Stdio:
                         failed = error
                     else:
                         self._is_open = True
+                        self.readiness.ready()
                         self.pump()
                         await self._ended.wait()
                 limit(self.stop_seconds)
@@ -129,6 +137,7 @@ class Stdio:
 
     async def _drain(self) -> int:
         """Answer what was read; returns how many requests got no answer."""
+        self.readiness.drain()
         self._app.drain.begin()
         self._client.end()
         await first_of(_DRAIN_SECONDS, self._answered, self._hurried.wait)

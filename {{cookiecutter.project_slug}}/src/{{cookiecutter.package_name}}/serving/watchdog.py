@@ -13,6 +13,8 @@ from typing import Any
 
 import structlog
 
+from ..measures import Histogram
+
 _STALL_SECONDS = 0.25
 _LOOP = ("asyncio", "selectors.py", "anyio", "uvloop")
 
@@ -24,7 +26,11 @@ class Watchdog:
     """
 
     def __init__(
-        self, tools: Mapping[CodeType, str], at_hangup: Callable[[], float | None], end: Callable[[], None]
+        self,
+        tools: Mapping[CodeType, str],
+        at_hangup: Callable[[], float | None],
+        end: Callable[[], None],
+        lag: Histogram,
     ) -> None:
         """The parts it is made of.
 
@@ -33,10 +39,12 @@ class Watchdog:
             at_hangup: how many seconds the process has left if its client has gone, else None; asked while the loop,
                 which would see that itself, is stuck.
             end: ends the process at once.
+            lag: what is told how late the loop is, each time that it is asked.
         """
         self._tools = tools
         self._at_hangup = at_hangup
         self._end = end
+        self._lag = lag
         self._closed = threading.Event()
         self._deadline = math.inf
 
@@ -60,7 +68,12 @@ class Watchdog:
         stalled: float | None = None
         beat = threading.Event()
         asked = monotonic()
-        loop.call_soon_threadsafe(beat.set)
+
+        def answer() -> None:
+            self._lag.observe(monotonic() - asked)
+            beat.set()
+
+        loop.call_soon_threadsafe(answer)
         while not self._closed.wait(_STALL_SECONDS if stalled is None and self._deadline == math.inf else 0.01):
             if stalled is not None and (seconds := self._at_hangup()) is not None:
                 self.limit(seconds)
@@ -73,7 +86,7 @@ class Watchdog:
                 stalled, asked = None, monotonic()
                 beat.clear()
                 try:
-                    loop.call_soon_threadsafe(beat.set)
+                    loop.call_soon_threadsafe(answer)
                 except RuntimeError:  # the loop has been closed
                     return
             elif stalled is None and monotonic() - asked >= _STALL_SECONDS and (holder := self._holder(owner)):

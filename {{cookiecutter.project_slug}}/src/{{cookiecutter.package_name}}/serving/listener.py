@@ -1,0 +1,24 @@
+"""The sockets that this server listens on."""
+
+import socket
+
+from ..errors import StartError
+
+
+def listen(host: str, port: int, settings: str) -> socket.socket:
+    """A listening socket. `settings`: the names of those that host and port come from.
+
+    Raises:
+        StartError: the address cannot be listened on.
+    """
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise StartError([f"{settings}: cannot listen on {host}:{port} ({error.strerror})"]) from None
+
+
+def url_of(listener: socket.socket, path: str) -> str:
+    """Where it is reached on this machine, with the port that it got."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}{path}" if ":" in host else f"http://{host}:{port}{path}"
