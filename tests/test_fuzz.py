@@ -44,7 +44,7 @@ assert 2 * (PIPES + BODIES + SOCKETS) + SESSIONS == 10_000
 
 PATIENCE = 10  # seconds for one answer, or for a start
 LARGEST = 200_000  # bytes of a message; with the default, what exceeds it would be slow to make
-SETTINGS = {"MCP_MAX_REQUEST_BYTES": str(LARGEST), "MCP_LOCAL_SCOPES": "orders:write"}
+SETTINGS = {"MCP_MAX_REQUEST_BYTES": str(LARGEST), "MCP_LOCAL_SCOPES": "orders:write,datasheets:check"}
 ERAS = pytest.mark.parametrize("era", [MODERN, LEGACY], ids=["modern", "legacy"])
 
 PLANTED = "planted-value"
@@ -54,6 +54,7 @@ STATUSES = {200, 202, 204, 400, 403, 404, 405, 406, 413, 415, 421, 431}
 # --- what is sent: messages
 
 CALLS: dict[str, Json] = {
+    "check_datasheet": {"url": "http://127.0.0.1/"},
     "convert_price": {"sku": "SEN-0007", "currency": "EUR"},
     "get_part": {"sku": "SEN-0007"},
     "place_order": {"sku": "SEN-0007", "quantity": 2, "idempotency_key": "order-0001"},
