@@ -10,7 +10,7 @@ from .conftest import PACKAGE_FOLDER
 # Each may import what stands after it, and its own neighbours where it is a folder.
 ORDER = (
     *("__main__", "cli", "clients", "scaffold", "doctor", "metrics", "serving", "server", "sdk", "dependencies"),
-    *("registry", "contracts", "tools", "resources", "prompts", "shop", "outbound", "guards", "calls", "limits"),
+    *("bus", "registry", "contracts", "tools", "resources", "prompts", "shop", "outbound", "guards", "calls", "limits"),
     *("tooling", "auth", "settings", "validation", "threads", "logs", "errors", "measures", "text", "wire", "__init__"),
 )
 USERS = {"tools", "resources", "prompts"}

@@ -11,7 +11,12 @@ import anyio
 import mcp_types as types
 import structlog
 from mcp.server import Server, ServerRequestContext
-from mcp.server.subscriptions import SUBSCRIPTION_ID_META_KEY, InMemorySubscriptionBus, ListenHandler
+from mcp.server.subscriptions import (
+    SUBSCRIPTION_ID_META_KEY,
+    InMemorySubscriptionBus,
+    ListenHandler,
+    SubscriptionBus,
+)
 from mcp.shared.exceptions import MCPError
 
 from . import NAME, prompts, resources, tools
@@ -71,7 +76,7 @@ def build_server(settings: Settings) -> Application:
         StartError: a tool, resource or prompt cannot be served, or a setting is of no use.
     """
     found = (*discover(tools, "tool"), *discover(resources, "resource"), *discover(prompts, "prompt"))
-    threads, bus = Threads(settings.max_concurrent_calls), InMemorySubscriptionBus()
+    threads, (bus, listeners, bus_wanted) = Threads(settings.max_concurrent_calls), _events(settings)
     registry = Registry(found, Surroundings(threads, bus))
     dear = [tool.name for tool in registry.tools.values() if tool.cost > settings.rate_limit_burst]
     if dear and settings.rate_limit_per_minute:
@@ -79,8 +84,7 @@ def build_server(settings: Settings) -> Application:
     credentials = _credentials(settings)
     store, store_wanted = make_store(settings)
     wanted = [each for one in registry.served for each in one.signature.dependencies.values()]
-    dependencies = Dependencies([*credentials.wanted, *store_wanted, *wanted])
-    listeners = ListenHandler(bus)
+    dependencies = Dependencies([*credentials.wanted, *store_wanted, *bus_wanted, *wanted])
     drain = Drain(listeners)
     guards: list[Guard] = [
         RequestLog(),
@@ -93,6 +97,20 @@ def build_server(settings: Settings) -> Application:
     server = _answer(registry, dependencies, listeners, settings.max_result_bytes)
     install(server, guards, registry.aim, credentials.local, settings.sealing_keys)
     return Application(settings, registry, server, drain, threads, dependencies, store, credentials.authenticator)
+
+
+def _events(settings: Settings) -> tuple[SubscriptionBus, ListenHandler, list[Depends]]:
+    """Who is told of changes, and who listens: in all replicas, where they share a Redis."""
+    url = settings.rate_limit_store.get_secret_value()
+    if url.startswith("memory:") or settings.transport == "stdio":
+        alone = InMemorySubscriptionBus()
+        return alone, ListenHandler(alone), []
+    from .bus import RedisBus
+
+    bus = RedisBus(url)
+    listeners = ListenHandler(bus)
+    bus.on_gap = listeners.close
+    return bus, listeners, [Depends(bus.open, check=RedisBus.check, optional=True, label="event_bus")]
 
 
 class _Credentials(NamedTuple):

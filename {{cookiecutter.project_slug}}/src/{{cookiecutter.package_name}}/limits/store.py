@@ -59,14 +59,14 @@ def make_store(settings: Settings) -> tuple[Store, list[Depends]]:
         StartError: it cannot be used.
     """
     url, per_minute, burst = settings.rate_limit_store, settings.rate_limit_per_minute, settings.rate_limit_burst
-    if per_minute == 0:
-        return Unlimited(), []
     if url.get_secret_value().startswith("memory:"):
-        return MemoryStore(per_minute, burst), []
+        return MemoryStore(per_minute, burst) if per_minute else Unlimited(), []
     try:
         from .redis import RedisStore
     except ModuleNotFoundError:
         problem = "the client for Redis is not installed; `uv sync --extra redis` installs it"
         raise StartError([f"MCP_RATE_LIMIT_STORE: {problem}"]) from None
+    if per_minute == 0:
+        return Unlimited(), []
     store = RedisStore(url.get_secret_value(), per_minute, burst)
     return store, [Depends(store.open, check=RedisStore.check, optional=True, label="rate_limit_store")]
