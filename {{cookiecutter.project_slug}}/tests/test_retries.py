@@ -233,6 +233,13 @@ async def test_breaker_spares_the_service() -> None:
         await bench.outbound.check()
 
 
+async def test_call_ends_when_the_breaker_opens() -> None:
+    """What it refuses is not tried again within the call."""
+    bench = Bench(status(500), Limits(attempts=5, breaker_least=2))
+    assert "not asked for a while" in (await bench.fail()).message
+    assert (len(bench.asked), len(bench.waits)) == (2, 2)
+
+
 async def test_nobody_waits_behind_the_probe() -> None:
     """While the one call that tries is under way, others are refused at once, and do not wait for its place."""
     probing = anyio.Event()
@@ -293,6 +300,49 @@ async def test_identical_reads_share_one_call() -> None:
         may_end.set()
     assert sorted(asked) == ["/v1/latest/CHF", "/v1/latest/USD"]
     assert answers == [{"rate": 2}] * 4
+
+
+async def test_failure_is_shared_too() -> None:
+    """A service that refuses is not asked again by each who waited."""
+    begun, may_end = anyio.Event(), anyio.Event()
+    asked, told = [], list[str]()
+
+    async def handle(request: httpx2.Request) -> httpx2.Response:
+        asked.append(request)
+        begun.set()
+        await may_end.wait()
+        return httpx2.Response(403)
+
+    client = httpx2.AsyncClient(transport=httpx2.MockTransport(handle), base_url="http://rates.test")
+    outbound = Outbound("rates", client, Limits(), 64, "MCP_UPSTREAM_BASE_URL")
+
+    async def read() -> None:
+        with pytest.raises(UpstreamRejected) as caught:
+            await outbound.get("/latest", share=True)
+        told.append(caught.value.message)
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(3):
+            tasks.start_soon(read)
+        await begun.wait()
+        await anyio.wait_all_tasks_blocked()
+        may_end.set()
+    assert (len(asked), len(told), len(set(told))) == (1, 3, 1)
+
+
+async def test_shared_read_that_takes_too_long_is_an_outage() -> None:
+    """The breaker hears of it as of any other."""
+
+    async def handle(request: httpx2.Request) -> httpx2.Response:
+        await anyio.sleep(math.inf)
+        raise AssertionError
+
+    client = httpx2.AsyncClient(transport=httpx2.MockTransport(handle), base_url="http://rates.test")
+    outbound = Outbound("rates", client, Limits(breaker_least=1), 64, "MCP_UPSTREAM_BASE_URL")
+    with anyio.fail_after(0.2), pytest.raises(UpstreamUnavailable, match="did not answer in time"):
+        await outbound.get("/latest", share=True)
+    with pytest.raises(ConnectionError):
+        await outbound.check()
 
 
 async def test_shared_read_survives_the_caller_who_began_it() -> None:
