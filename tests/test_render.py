@@ -180,38 +180,3 @@ def test_workflow_runs_on_every_python_version_offered(rendered: Path) -> None:
 def test_image_is_built_with_the_uv_that_the_tests_use(rendered: Path) -> None:
     """The pins move together."""
     assert f"uv=={UV_VERSION}" in (rendered / "Dockerfile").read_text(encoding="utf-8")
-
-
-def test_kubernetes_manifests_are_restricted_and_fit_together(tmp_path: Path) -> None:
-    """The pod meets the restricted Pod Security Standard, is probed where the server answers, and the service finds it."""
-    folder = render(tmp_path, kubernetes="yes") / "kubernetes"
-    resources = yaml.safe_load((folder / "kustomization.yaml").read_text(encoding="utf-8"))["resources"]
-    documents = [yaml.safe_load((folder / name).read_text(encoding="utf-8")) for name in resources]
-    deployment, service = ({kind["kind"]: kind for kind in documents}[name] for name in ("Deployment", "Service"))
-    template = deployment["spec"]["template"]
-    labels = template["metadata"]["labels"]
-    assert deployment["spec"]["selector"]["matchLabels"] == labels == service["spec"]["selector"]
-
-    pod = template["spec"]
-    (container,) = pod["containers"]
-    assert pod["automountServiceAccountToken"] is False
-    assert pod["securityContext"] == {
-        "runAsNonRoot": True,
-        "runAsUser": 65532,
-        "runAsGroup": 65532,
-        "seccompProfile": {"type": "RuntimeDefault"},
-    }
-    assert container["securityContext"] == {
-        "allowPrivilegeEscalation": False,
-        "capabilities": {"drop": ["ALL"]},
-        "readOnlyRootFilesystem": True,
-    }
-    assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
-    assert all(volume.keys() <= {"name", "emptyDir", "secret"} for volume in pod["volumes"])
-
-    (port,) = container["ports"]
-    assert port["containerPort"] == 8000
-    assert service["spec"]["ports"][0]["targetPort"] == port["name"]
-    for probe, path in {"startup": "/livez", "liveness": "/livez", "readiness": "/readyz"}.items():
-        assert container[f"{probe}Probe"]["httpGet"] == {"path": path, "port": port["name"]}
-    assert container["resources"].keys() == {"requests", "limits"}
