@@ -23,7 +23,8 @@ from stops import outcome
 KEY = "replicas-share-this-key-of-their-own"
 DRAIN_DELAY = 1  # seconds: ten times what the balancer takes to notice
 
-# One health check is enough to take a replica out, and to bring it back. Nothing is sent twice.
+# One health check is enough to take a replica out, and to bring it back. Where no connection can be made the other is
+# tried; nothing is sent twice.
 CONFIGURATION = """
 global
   stats socket {folder}/admin.sock
@@ -38,6 +39,7 @@ frontend public
   default_backend replicas
 backend replicas
   balance roundrobin
+  option redispatch 1
   option httpchk GET /readyz
   http-check expect status 200
   default-server check inter 100ms fall 1 rise 1

@@ -94,7 +94,9 @@ def image(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[I
     """The image of it."""
     engine = find_engine()
     name = f"plinth-{secrets.token_hex(8)}"
-    engine.build(project, "--tag", name, "--build-arg", f"VERSION={VERSION}", "--build-arg", f"REVISION={REVISION}")
+    arguments = ("--build-arg", f"VERSION={VERSION}", "--build-arg", f"REVISION={REVISION}")
+    # buildah 1.28 takes a label from its cache though the argument in it is another one.
+    engine.build(project, "--no-cache", "--tag", name, *arguments)
     try:
         yield Image(engine, name, tmp_path_factory.mktemp("image"))
     finally:

@@ -27,7 +27,7 @@ def test_printed_steps_work(tmp_path: Path) -> None:
     steps = [line.removeprefix("    ") for line in printed.splitlines()]
     assert steps == [step.format(slug="my-mcp-server") for step in NEXT_STEPS]
 
-    # Port 8000 may be taken on this machine. tests/test_install.py and tests/test_planted_faults.py run all the tests.
+    # Port 8000 may be taken on this machine. tests/test_planted_faults.py runs all the tests.
     variables = environment() | {"MCP_PORT": "0", "PYTEST_ADDOPTS": "tests/test_contract.py tests/test_shop.py"}
     *first, last = steps
     done = subprocess.run(

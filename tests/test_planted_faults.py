@@ -59,6 +59,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.timeout(900)
 def test_project_with_a_users_tools_passes_its_checks(tmp_path: Path) -> None:
     """What the README tells a user to do, by command and by hand, leaves everything green."""
     project = render(tmp_path, project_name="Spare Parts")
