@@ -1,5 +1,6 @@
 """Changes that one replica tells, heard by clients that listen to another: over a real Redis."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -84,6 +85,7 @@ def test_outage_ends_the_streams(replicas: tuple[Peer, Peer], redis: RedisServer
         assert [line["event"] for line in peer.server.log if line["event"].startswith("event_bus")] == [
             *("event_bus_down", "event_bus_up"),
         ]
+    time.sleep(1)  # each tells the other of its gap, which ends the streams once more
     with listening(other) as (rpc_id, stream):
         one.call("probe_changes", uri="probe://text")
         assert read(stream, rpc_id) == SENT
