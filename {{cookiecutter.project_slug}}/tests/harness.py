@@ -47,11 +47,11 @@ SERVE_HTTP = ("serve", "--transport", "http", "--port", "0")
 
 
 def environment(source: Path | None = None, settings: Mapping[str, str] | None = None) -> dict[str, str]:
-    """This process's environment without its own settings, so that a developer's `MCP_` variables change nothing.
+    """This process's environment without settings, so that a developer's `MCP_` and `OTEL_` variables change nothing.
 
     Tests call more often than a client may.
     """
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("MCP_")}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MCP_", "OTEL_"))}
     kept["MCP_RATE_LIMIT_BURST"] = "1000000"
     return kept | ({"PYTHONPATH": str(source)} if source else {}) | dict(settings or {})
 

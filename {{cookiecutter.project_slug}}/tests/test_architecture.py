@@ -9,9 +9,24 @@ from .conftest import PACKAGE_FOLDER
 
 # Each may import what stands after it, and its own neighbours where it is a folder.
 ORDER = (
-    *("__main__", "cli", "clients", "scaffold", "doctor", "metrics", "serving", "server", "sdk", "dependencies"),
-    *("bus", "registry", "contracts", "tools", "resources", "prompts", "shop", "outbound", "guards", "calls", "limits"),
-    *("tooling", "auth", "settings", "validation", "threads", "logs", "errors", "measures", "text", "wire", "__init__"),
+    *("__main__", "cli", "clients", "scaffold", "doctor", "metrics", "tracing", "serving", "server", "sdk"),
+    *("dependencies", "bus", "registry", "contracts", "tools", "resources", "prompts", "shop", "outbound", "guards"),
+    *(
+        "spans",
+        "calls",
+        "limits",
+        "tooling",
+        "auth",
+        "settings",
+        "validation",
+        "threads",
+        "logs",
+        "errors",
+        "measures",
+        "text",
+        "wire",
+        "__init__",
+    ),
 )
 USERS = {"tools", "resources", "prompts"}
 MODULES = sorted(path.relative_to(PACKAGE_FOLDER) for path in PACKAGE_FOLDER.rglob("*.py"))

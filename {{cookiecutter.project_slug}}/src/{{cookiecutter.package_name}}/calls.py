@@ -4,7 +4,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
+
+from opentelemetry.trace import Span
 
 from .auth.credentials import Rejected
 from .auth.principal import Principal
@@ -41,6 +43,18 @@ current_target: ContextVar[Target | None] = ContextVar("current_target", default
 """What the request being served is for."""
 
 
+class Parent(NamedTuple):
+    """The caller's own span, which a request belongs to (W3C Trace Context). `traceparent` is well-formed."""
+
+    traceparent: str
+    tracestate: str | None
+
+    @property
+    def trace_id(self) -> str:
+        """32 hexadecimal digits."""
+        return self.traceparent[3:35]
+
+
 @dataclass(slots=True)
 class Call:
     """One MCP request.
@@ -57,11 +71,20 @@ class Call:
     principal: Principal
     transport: Transport
     protocol_version: str
-    trace_id: str | None = None
+    parent: Parent | None = None
     client: str | None = None
     """Over HTTP: the address it came from, as the trusted proxies report it."""
     rejected: Rejected | None = None
     """Why the caller's credential is of no use."""
+    span: Span | None = None
+    """Its own; None where nobody wants traces."""
+
+    @property
+    def shown_rpc_id(self) -> str | int | None:
+        """For logs and traces: the caller's id can be as long as they like."""
+        if isinstance(self.rpc_id, str):
+            return self.rpc_id[:64]
+        return self.rpc_id if isinstance(self.rpc_id, int) and abs(self.rpc_id) < 1 << 64 else None
 
 
 def effect_of(target: Target) -> tuple[str, bool]:

@@ -12,16 +12,21 @@ from functools import partial
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import structlog
+
 from . import NAME, logs
 from .errors import StartError
-from .settings import Settings, load_settings, secret_values, wants_colour
+from .settings import Settings, load_settings, secret_values, wants_colour, wants_traces
 from .wire import Wire
 
 if TYPE_CHECKING:
     from .measures import Histogram
     from .server import Application
     from .serving.lifecycle import Serving
+    from .tracing import Traces
 
+_FLUSH_SECONDS = 1.0  # for the last spans
+_LEAVE_SECONDS = 0.1  # to be left of the stop after them
 _LOG_SECONDS = 0.005  # how long lines are gathered: a write for each would cost as much as a tenth of a call
 
 
@@ -119,6 +124,7 @@ def _serve(wire: Wire, **overrides: Any) -> int:
 
     import anyio
 
+    traces = _traces()  # first, as it takes a credential out of the environment before tools are imported
     from .measures import LAG_BUCKETS, Histogram
     from .server import build_server
     from .serving.lifecycle import Serving, attended, end_leftovers
@@ -148,12 +154,14 @@ def _serve(wire: Wire, **overrides: Any) -> int:
         lag = Histogram(LAG_BUCKETS)
         gathering = wire.gathering(partial(loop.call_later, _LOG_SECONDS))
         async with _metrics(app, serving, lag):
-            with gathering, attended(serving, app.registry.code, partial(os._exit, 1), lag) as limit:
+            with gathering, attended(serving, app.registry.code, partial(os._exit, 1), lag) as watchdog:
                 try:
-                    code = await serving.serve(limit)
+                    code = await serving.serve(watchdog.limit)
                 except StartError as error:
                     code = _report(wire, error)
                 await end_leftovers()
+                if traces is not None:
+                    await traces.flush(min(_FLUSH_SECONDS, watchdog.left - _LEAVE_SECONDS))
                 wire.leave(code)  # the loop's own end would wait for threads and tasks without limit
 
     return anyio.run(serve, backend_options=options)
@@ -169,6 +177,22 @@ def _metrics(app: "Application", serving: "Serving", lag: "Histogram") -> Abstra
         problem = "the client for Prometheus is not installed; `uv sync --extra metrics` installs it"
         raise StartError([f"MCP_METRICS_PORT: {problem}"]) from None
     return Metrics(app, serving, lag).serve()
+
+
+def _traces() -> "Traces | None":
+    """What exports traces, if they are wanted. The variables are not for this server alone: none stops its start."""
+    try:
+        if not wants_traces():
+            return None
+        from .tracing import Traces
+
+        return Traces()
+    except StartError as error:
+        problems = error.problems
+    except ModuleNotFoundError:
+        problems = ["OpenTelemetry's SDK is not installed; `uv sync --extra otel` installs it"]
+    structlog.get_logger().warning("traces_off", problems=problems)
+    return None
 
 
 def _doctor(wire: Wire, *, production: bool, as_json: bool, **overrides: Any) -> int:

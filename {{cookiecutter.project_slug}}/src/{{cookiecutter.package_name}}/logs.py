@@ -22,7 +22,7 @@ from .errors import Level
 from .wire import Wire, describe
 
 current_request: ContextVar[dict[str, Any]] = ContextVar("current_request", default={})  # noqa: B039 - never changed
-"""What every event of the request being served carries: its `request_id`."""
+"""What every event of the request being served carries: its `request_id`, and its `trace_id` if there is one."""
 
 Event = MutableMapping[str, Any]
 

@@ -40,7 +40,7 @@ from sse_starlette.sse import AppStatus
 
 from .auth.credentials import Rejected
 from .auth.principal import ANONYMOUS, SCOPE_KEY, Principal, current_principal
-from .calls import Call, Guard, Target, Transport, chain, current_target
+from .calls import Call, Guard, Parent, Target, Transport, chain, current_target
 from .errors import CallError, Internal, InvalidRequest, Outcome
 from .guards.request_log import log_request
 from .logs import Events
@@ -51,7 +51,8 @@ NOT_A_MESSAGE = (
     'This is not one JSON-RPC message: an object with "jsonrpc": "2.0", a method, and an id that is a string or an '
     "integer. Batches are not accepted."
 )
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
+_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+_LONGEST_TRACESTATE = 512  # characters that have to be passed on (W3C Trace Context, section 3.3.1.5)
 _BOOT = os.urandom(6).hex()
 _SERIAL = count(1)
 
@@ -115,7 +116,7 @@ def install(
             principal=principal,
             transport=transport,
             protocol_version=ctx.protocol_version,
-            trace_id=trace_id_of(ctx.meta),
+            parent=parent_of(ctx.meta) or _parent_of_headers(ctx.request),
             client=_client(ctx.request),
             rejected=rejected,
         )
@@ -234,7 +235,7 @@ def complete_error(
         principal = Principal("local") if transport == "stdio" else ANONYMOUS
         nothing = frozenset[str]()
         call = Call(request_id, rpc_id, "unknown", None, nothing, principal, transport, "unknown", client=client)
-        log_request(Events(), call, outcome, 0)
+        log_request(Events(), call, outcome, 0, code)
         kept = kept | outcome.wire(request_id)
     return {"code": code, "message": message, "data": kept}
 
@@ -263,8 +264,16 @@ def _client(request: Any) -> str | None:
     return address[0] if address else None
 
 
-def trace_id_of(meta: Any) -> str | None:
-    """The trace that a request's `_meta` names (W3C Trace Context)."""
-    found = meta.get("traceparent") if isinstance(meta, Mapping) else None
-    match = _TRACEPARENT.fullmatch(found) if isinstance(found, str) else None
-    return match[1] if match else None
+def parent_of(carrier: Any) -> Parent | None:
+    """The span that a request's `_meta`, or the headers it came with, name; what is malformed names none."""
+    found = carrier.get("traceparent") if isinstance(carrier, Mapping) else None
+    if not isinstance(found, str) or not _TRACEPARENT.fullmatch(found):
+        return None
+    state = carrier.get("tracestate")
+    return Parent(found, state if isinstance(state, str) and len(state) <= _LONGEST_TRACESTATE else None)
+
+
+def _parent_of_headers(request: Any) -> Parent | None:
+    if request is None or all(name != b"traceparent" for name, _ in request.scope["headers"]):
+        return None
+    return parent_of(request.headers)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from dotenv import dotenv_values
 from pydantic import Field, SecretStr, ValidationError, field_validator
@@ -256,6 +256,8 @@ def secret_values(settings: Settings) -> set[str]:
     """Values the log must never show: secret settings, and environment variables that are named like secrets."""
     named = {value for name, value in os.environ.items() if _SECRET_NAME.search(name) and not name.endswith("_FILE")}
     held = [value for field in _secrets() if (value := getattr(settings, field)) is not None]
+    headers = [pair.partition("=")[2] for name in _EXPORTER_HEADERS for pair in os.environ.get(name, "").split(",")]
+    named |= {value.strip() for header in headers for value in (header, unquote(header))}
     found = {value for value in named if len(value) >= 8} | {part for value in held for part in _parts(value)}
     return found - {"memory://"}
 
@@ -315,6 +317,42 @@ def secret_paths(settings: Settings) -> dict[str, Path]:
     if dotenv and any(name in secrets or (_SECRET_NAME.search(name) and name not in found) for name in held):
         found[".env"] = dotenv
     return found
+
+
+def wants_traces() -> bool:
+    """Whether OpenTelemetry's own variables ask for traces.
+
+    Raises:
+        StartError: they ask for what this server does not do.
+    """
+    endpoints = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+    exporter, asked = _otel("OTEL_TRACES_EXPORTER"), [name for name in endpoints if _otel(name)]
+    if _otel("OTEL_SDK_DISABLED").lower() == "true" or exporter == "none" or not (exporter or asked):
+        return False
+    problems = [f"{name}: must be an http or https address" for name in asked if not is_address(_otel(name))]
+    if exporter not in ("", "otlp"):
+        problems.append("OTEL_TRACES_EXPORTER: must be otlp, or none")
+    protocols = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+    name = next((name for name in protocols if _otel(name)), None)
+    if name is not None and _otel(name) != "http/protobuf":
+        problems.append(f"{name}: must be http/protobuf")
+    if problems:
+        raise StartError(problems)
+    return True
+
+
+def _otel(name: str) -> str:
+    """Other than this server's own, these variables may hold spaces around what they say."""
+    return os.environ.get(name, "").strip()
+
+
+_EXPORTER_HEADERS = ("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS")  # most hold a credential
+
+
+def forget_exporter_headers() -> None:
+    """Take them out of the environment: neither tools nor the processes they start are to find them."""
+    for name in _EXPORTER_HEADERS:
+        os.environ.pop(name, None)
 
 
 def wants_colour() -> bool:

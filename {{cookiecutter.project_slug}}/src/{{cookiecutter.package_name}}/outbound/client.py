@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 from urllib.parse import quote
 
@@ -13,6 +14,7 @@ import structlog
 from ..calls import current_target
 from ..errors import CallError, InvalidArguments, UpstreamRejected, UpstreamUnavailable
 from ..measures import HTTP_BUCKETS, Histogram, Measure
+from ..spans import begin_attempt, end_attempt
 from ..text import in_words
 from .breaker import Breaker, RetryBudget, State
 from .bulkhead import Bulkhead
@@ -195,10 +197,10 @@ class Outbound:
             raise self._error(error, method, None) from None
 
     async def _call(self, request: httpx2.Request, accepted: frozenset[int], key: str | None) -> Response:
-        deadline = self._clock() + self._left()
+        deadline, numbers = self._clock() + self._left(), count()
 
         async def attempt() -> Response:
-            return await self._attempt(request, accepted, deadline)
+            return await self._attempt(request, accepted, deadline, next(numbers))
 
         try:
             return await with_retries(
@@ -249,14 +251,18 @@ class Outbound:
         left = max(0.0, anyio.current_effective_deadline() - anyio.current_time())
         return left - min(0.25, left / 10)
 
-    async def _attempt(self, request: httpx2.Request, accepted: frozenset[int], deadline: float) -> Response:
+    async def _attempt(
+        self, request: httpx2.Request, accepted: frozenset[int], deadline: float, number: int
+    ) -> Response:
         self._look_at_breaker()
         async with self._bulkhead.place(deadline - self._clock()):
             self._look_at_breaker()
             period = self._breaker.admit()
+            span, status = begin_attempt(self.name, request, number), None
             began, succeeded, result = self._clock(), None, "cancelled"
             try:
                 response = await self._follow(request, min(deadline, began + self._limits.attempt_seconds))
+                status = response.status
                 _judge(response, accepted)
                 succeeded, result = True, "ok"
                 return response
@@ -265,6 +271,7 @@ class Outbound:
                 result = error.label
                 raise
             finally:
+                end_attempt(span, result, status)
                 self._breaker.settle(period, succeeded)
                 self._durations.setdefault(result, Histogram(HTTP_BUCKETS)).observe(self._clock() - began)
 

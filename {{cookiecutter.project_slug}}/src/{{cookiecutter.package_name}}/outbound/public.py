@@ -23,6 +23,7 @@ import structlog
 from .. import NAME
 from ..errors import CallError, Failed, UpstreamRejected, UpstreamUnavailable
 from ..settings import Settings
+from ..spans import begin_fetch, end_attempt
 from ..threads import Threads
 from ..tooling import Depends
 from .exchange import NoAnswer, Response, exchange
@@ -222,12 +223,18 @@ class PublicWeb:
                 extensions={"sni_hostname": host},  # the name that is asked for, and that the certificate is to have
             )
             seconds = max(0.0, until - anyio.current_time())
+            span, result, status = begin_fetch("web", method), "cancelled", None
             try:
-                return await exchange(self._client, request, "web", seconds=seconds, largest=_LARGEST_ANSWER)
+                response = await exchange(self._client, request, "web", seconds=seconds, largest=_LARGEST_ANSWER)
+                result, status = "ok", response.status
+                return response
             except NoAnswer as error:
+                result = error.label
                 if error.reason != "no_connection":
                     raise
                 failure = error
+            finally:
+                end_attempt(span, result, status)
         raise failure
 
     async def _look_up(self, host: str, until: float) -> list[Address]:

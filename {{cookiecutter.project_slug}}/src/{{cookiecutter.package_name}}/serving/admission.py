@@ -21,7 +21,7 @@ from ..guards.authorize import lacking
 from ..guards.rate_limit import address_key
 from ..limits.gcra import Gcra
 from ..registry import Registry
-from ..sdk import new_request_id, trace_id_of
+from ..sdk import new_request_id, parent_of
 from ..server import Application
 from ..text import in_words
 from .exchange import Scope
@@ -112,7 +112,7 @@ class Admission:
             principal=principal,
             transport="http",
             protocol_version=asked.version if asked.version in _VERSIONS else "unknown",
-            trace_id=trace_id_of(asked.params.get("_meta")),
+            parent=parent_of(asked.params.get("_meta")) or parent_of(asked.headers),
             client=asked.client,
             rejected=rejected,
         )

@@ -48,7 +48,7 @@ class Serving(Protocol):
 @contextmanager
 def attended(
     serving: Serving, tools: Mapping[CodeType, str], end: Callable[[], None], lag: Histogram
-) -> Iterator[Limit]:
+) -> Iterator[Watchdog]:
     """Stop `serving` on the first SIGTERM or SIGINT, at once on the second.
 
     Signals are counted in their handler, which runs while a tool holds the event loop too; if the stop does not come to
@@ -66,7 +66,7 @@ def attended(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, handle)
     with watchdog.watch():
-        yield watchdog.limit
+        yield watchdog
 
 
 async def end_leftovers() -> None:

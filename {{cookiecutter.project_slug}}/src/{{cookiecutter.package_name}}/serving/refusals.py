@@ -45,7 +45,7 @@ class Denied(Refused):
     def body(self, client: str | None) -> dict[str, Any]:
         """As `Refused.body`."""
         error, call = self._denial, self._call
-        log_request(Events(), call, error.outcome, 0)
+        log_request(Events(), call, error.outcome, 0, error.rpc_code)
         shown = {"code": error.rpc_code, "message": error.message, "data": error.outcome.wire(call.request_id)}
         return {"jsonrpc": "2.0", "id": call.rpc_id, "error": shown}
 

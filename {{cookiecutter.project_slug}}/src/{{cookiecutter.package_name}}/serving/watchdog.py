@@ -63,6 +63,11 @@ class Watchdog:
         """From now on the process has so long to end, or less if it was told so before. Callable from a signal handler."""
         self._deadline = min(self._deadline, monotonic() + seconds)
 
+    @property
+    def left(self) -> float:
+        """Seconds until the process has to end; infinite until it was told to."""
+        return self._deadline - monotonic()
+
     def _run(self, loop: asyncio.AbstractEventLoop, owner: int) -> None:
         log = structlog.get_logger()
         stalled: float | None = None
