@@ -2,7 +2,7 @@
 
 import pytest
 
-from .harness import ERROR, LEGACY, Json, Peer
+from .harness import ERROR, HTTP, LEGACY, Json, Peer
 
 
 def assert_outcome(peer: Peer, error: Json, code: str, *, retryable: bool = False) -> None:
@@ -222,3 +222,23 @@ def test_trace_context_reaches_the_log(peer: Peer) -> None:
     meta = {"traceparent": f"00-{trace}-00f067aa0ba902b7-01"}
     answer = peer.request("tools/call", {"name": "probe_list", "arguments": {}, "_meta": meta})
     assert peer.server.wait_for("request", rpc_id=answer["id"], trace_id=trace)["outcome"] == "ok"
+
+
+@pytest.mark.parametrize(
+    "malformed",
+    [f"ff-{'a' * 32}-{'b' * 16}-01", f"00-{'0' * 32}-{'b' * 16}-01", f"00-{'a' * 32}-{'0' * 16}-01", "garbage"],
+    ids=["version", "no-trace", "no-span", "garbage"],
+)
+def test_malformed_trace_context_does_not(peer: Peer, malformed: str) -> None:
+    """What W3C calls invalid is no trace id."""
+    answer = peer.request("tools/call", {"name": "probe_list", "arguments": {}, "_meta": {"traceparent": malformed}})
+    fields = {"rpc_id": answer["id"], "tool": "probe_list", "protocol_version": peer.way.version}
+    assert "trace_id" not in peer.server.wait_for("request", **fields)
+
+
+@pytest.mark.parametrize("way", HTTP, ids=str)
+def test_trace_context_of_http_reaches_the_log(peer: Peer) -> None:
+    """That of the headers does, where `_meta` has none."""
+    message = peer.message("tools/call", {"name": "probe_list", "arguments": {}})
+    assert peer.post(message, {"traceparent": f"00-{'c' * 32}-{'b' * 16}-01"}).status_code == 200
+    assert peer.server.wait_for("request", trace_id="c" * 32, protocol_version=peer.way.version)["outcome"] == "ok"

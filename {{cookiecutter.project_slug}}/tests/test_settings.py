@@ -40,6 +40,16 @@ def test_every_setting_is_documented_and_every_documented_one_exists(document: s
     assert named >= VARIABLES
 
 
+def test_operations_guide_names_what_exists() -> None:
+    """Its settings are settings, and its outcomes, events and fields stand in the source."""
+    text = (ROOT / "OPERATIONS.md").read_text(encoding="utf-8")
+    assert {known(name) for name in re.findall(rf"\b{PREFIX}[A-Z_]+[A-Z]\b", text)} <= VARIABLES
+    source = "".join(path.read_text(encoding="utf-8") for path in PACKAGE_FOLDER.rglob("*.py"))
+    names = set(re.findall(r"`([a-z]+(?:_[a-z]+)+)`", text))
+    assert names
+    assert {name for name in names if not re.search(rf"\b{name}\b", source)} == set()
+
+
 def test_documented_defaults_are_the_defaults() -> None:
     """Each line of `.env.example` shows the default, and setting them all changes nothing."""
     shown = re.findall(
