@@ -21,10 +21,10 @@ from raw import LEGACY, MODERN, PATIENCE, Connection, Json, Server, headers_of, 
 from stops import outcome
 
 KEY = "replicas-share-this-key-of-their-own"
-DRAIN_DELAY = 1  # seconds: ten times what the balancer takes to notice
+DRAIN_DELAY = 1  # seconds: five times what the balancer takes to notice
 
-# One health check is enough to take a replica out, and to bring it back. Where no connection can be made the other is
-# tried; nothing is sent twice.
+# Two health checks take a replica out, and one brings it back; a busy machine's slow answer is no failure. Where no
+# connection can be made the other is tried; nothing is sent twice.
 CONFIGURATION = """
 global
   stats socket {folder}/admin.sock
@@ -34,6 +34,7 @@ defaults
   timeout client 60s
   timeout server 60s
   timeout queue 5s
+  timeout check 2s
 frontend public
   bind 127.0.0.1:{port}
   default_backend replicas
@@ -42,7 +43,7 @@ backend replicas
   option redispatch 1
   option httpchk GET /readyz
   http-check expect status 200
-  default-server check inter 100ms fall 1 rise 1
+  default-server check inter 100ms fall 2 rise 1
   server one 127.0.0.1:{one}
   server two 127.0.0.1:{two}
 """

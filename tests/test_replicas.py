@@ -56,7 +56,14 @@ def roll(replicas: Replicas, settle: float = 0.5) -> Seen:
         codes = [replicas.restart(number) for number in (0, 1)]
         time.sleep(settle)
     seen.exit_codes = codes
+    show("rolling restart", seen)
     return seen
+
+
+def show(what: str, seen: Seen) -> None:
+    """Print what the clients saw, for whoever asks for it with `-s`."""
+    said = ", ".join(f"{number} {outcome}" for outcome, number in sorted(seen.outcomes.items()))
+    print(f"\n{what}, {CLIENTS} clients: {said}; the slowest {seen.slowest * 1000:.0f} ms")
 
 
 def test_rolling_restart_loses_no_call(replicas: Replicas) -> None:
@@ -81,6 +88,7 @@ def test_replica_that_is_killed(replicas: Replicas) -> None:
         killed = time.monotonic()
         replicas.servers[0].process.kill()
         time.sleep(3)
+    show("one replica killed", seen)
     assert seen.failures
     assert len(seen.failures) <= CLIENTS
     # On a connection that was used before, HAProxy closes instead, as if the client had been too late.
@@ -103,6 +111,7 @@ def test_redis_that_goes_and_comes_back(installed: Installed, tmp_path: Path, on
         replicas.start_redis()
         back = time.monotonic()
         time.sleep(3)
+    show(f"Redis killed and brought back, {on_error}", seen)
     assert {said for _, said in seen.failures} == codes
     assert not [when for when, _ in seen.failures if when > back + 2]
     assert seen.slowest < 2
