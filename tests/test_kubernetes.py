@@ -496,7 +496,7 @@ def test_ports_are_those_the_server_listens_on(
 def test_the_policy_lets_in_clients_and_metrics_and_out_what_is_needed(
     built: dict[str, Json], settings: dict[str, str]
 ) -> None:
-    """Nobody reads metrics but Prometheus; beyond names, Redis and 443 nothing is reached, credentials of clouds least."""
+    """Nobody reads metrics but Prometheus; beyond names, Redis, traces and 443 nothing is reached, credentials of clouds least."""
     policy = built["NetworkPolicy"]["spec"]
     assert set(policy["policyTypes"]) == {"Ingress", "Egress"}
     assert [[port["port"] for port in rule["ports"]] for rule in policy["ingress"]] == [["http"], ["metrics"]]
@@ -506,10 +506,14 @@ def test_the_policy_lets_in_clients_and_metrics_and_out_what_is_needed(
     def reached(rule: Json) -> set[tuple[str, int]]:
         return {(port.get("protocol", "TCP"), port["port"]) for port in rule["ports"]}
 
-    names, redis, web = policy["egress"]
+    names, redis, collector, web = policy["egress"]
     assert reached(names) == {("UDP", 53), ("TCP", 53)}
     assert settings["MCP_RATE_LIMIT_STORE"].startswith("redis://")
     assert reached(redis) == {("TCP", int(settings["MCP_RATE_LIMIT_STORE"].rpartition(":")[2].partition("/")[0]))}
+    assert reached(collector) == {("TCP", 4318)}  # OTLP over HTTP
+    assert [peer["namespaceSelector"] for peer in collector["to"]] == [
+        peer["namespaceSelector"] for peer in policy["ingress"][1]["from"]
+    ]
     assert reached(web) == {("TCP", 443)}
     assert all(peer["ipBlock"]["except"] for peer in web["to"])
 

@@ -604,6 +604,6 @@ def test_credential_for_the_collector_stays_with_the_exporter(scene: Scene) -> N
     scene.span(scene.line("probe_list"))
     received = scene.collector.requests[0]
     assert (received.headers["authorization"], received.headers["x-key"]) == (f"Bearer {COLLECTOR_KEY}", f"{CANARY}-2")
-    line = scene.line("probe_logs", secret=f"Bearer {COLLECTOR_KEY}")
+    line = scene.line("probe_logs", secret=COLLECTOR_KEY)
     scene.peer.server.wait_for("kinds", request_id=line["request_id"])
     assert COLLECTOR_KEY not in str(scene.peer.server.stderr)

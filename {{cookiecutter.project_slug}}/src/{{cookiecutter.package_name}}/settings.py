@@ -257,7 +257,7 @@ def secret_values(settings: Settings) -> set[str]:
     named = {value for name, value in os.environ.items() if _SECRET_NAME.search(name) and not name.endswith("_FILE")}
     held = [value for field in _secrets() if (value := getattr(settings, field)) is not None]
     headers = [pair.partition("=")[2] for name in _EXPORTER_HEADERS for pair in os.environ.get(name, "").split(",")]
-    named |= {value.strip() for header in headers for value in (header, unquote(header))}
+    named |= {word for header in headers for word in (*header.split(), *unquote(header).split())}  # without `Bearer`
     found = {value for value in named if len(value) >= 8} | {part for value in held for part in _parts(value)}
     return found - {"memory://"}
 
