@@ -46,11 +46,11 @@ DISTRIBUTIONS = """
     idna importlib-metadata iniconfig jsonschema jsonschema-specifications librt mcp mcp-types mypy mypy-extensions
     opentelemetry-api opentelemetry-exporter-http-transport opentelemetry-exporter-otlp-common
     opentelemetry-exporter-otlp-proto-common opentelemetry-exporter-otlp-proto-http opentelemetry-proto
-    opentelemetry-sdk opentelemetry-semantic-conventions packaging pathspec pluggy prometheus-client protobuf
-    pycparser pydantic pydantic-core pydantic-settings pygments pyjwt pytest pytest-asyncio pytest-timeout
-    pytest-xdist python-dotenv python-multipart pywin32 pyyaml redis referencing requests rpds-py ruff sortedcontainers
-    sse-starlette starlette structlog tenacity truststore types-jsonschema types-pyyaml typing-extensions typing-inspection
-    urllib3 uvicorn uvloop wrapt zipp
+    opentelemetry-sdk opentelemetry-semantic-conventions packaging pathspec pluggy prometheus-client promql-parser
+    protobuf pycparser pydantic pydantic-core pydantic-settings pygments pyjwt pytest pytest-asyncio pytest-timeout
+    pytest-xdist python-dotenv python-multipart pywin32 pyyaml redis referencing requests rpds-py ruff
+    sortedcontainers sse-starlette starlette structlog tenacity truststore types-jsonschema types-pyyaml
+    typing-extensions typing-inspection urllib3 uvicorn uvloop wrapt zipp
 """
 
 # Import names that differ from their distribution's, folders of the project, commands of its environment, and names

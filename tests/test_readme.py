@@ -5,6 +5,7 @@ from pathlib import Path
 
 from bootstrap import ROOT
 
+TEMPLATE = ROOT / "{{cookiecutter.project_slug}}"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -15,9 +16,10 @@ def test_checklist_names_files_that_exist(rendered: Path) -> None:
     assert len(rows) >= 8
     for _, _, places, proofs in rows:
         for place in re.findall(r"`([^`]+)`", places):
-            assert (rendered / "src" / "my_mcp_server" / place).is_file(), place
+            assert any((folder / place).is_file() for folder in (rendered / "src" / "my_mcp_server", TEMPLATE)), place
         for proof in re.findall(r"`([^`]+)`", proofs):
-            assert "def test_" in (rendered / "tests" / proof).read_text(encoding="utf-8"), proof
+            file = ROOT / proof if "/" in proof else rendered / "tests" / proof
+            assert "def test_" in file.read_text(encoding="utf-8"), proof
 
 
 def test_commands_are_files_of_this_repository() -> None:

@@ -17,8 +17,8 @@ pytestmark = pytest.mark.timeout(300)  # the first one waits for all projects: h
 TEMPLATE = ROOT / "{{cookiecutter.project_slug}}"
 PACKAGE = "my_mcp_server"
 
-# GitHub's own expressions are `${{ ... }}`.
-JINJA = re.compile(r"(?<!\$)\{\{|\{%|\{#|cookiecutter\.")
+# GitHub's own expressions are `${{ ... }}`, and Prometheus's begin with a variable, as `{{ $labels.job }}` does.
+JINJA = re.compile(r"(?<!\$)\{\{(?! \$)|\{%|\{#|cookiecutter\.")
 
 
 @pytest.fixture(scope="module")
