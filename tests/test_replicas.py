@@ -49,14 +49,14 @@ def replicas(installed: Installed, tmp_path: Path) -> Iterator[Replicas]:
         yield both
 
 
-def roll(replicas: Replicas, settle: float = 0.5) -> Seen:
+def roll(replicas: Replicas, what: str = "rolling restart", settle: float = 0.5) -> Seen:
     """Restart both in turn, under full load; what the clients saw. `settle`: seconds of load before and after."""
     with replicas.load(CLIENTS) as seen:
         time.sleep(settle)
         codes = [replicas.restart(number) for number in (0, 1)]
         time.sleep(settle)
     seen.exit_codes = codes
-    show("rolling restart", seen)
+    show(what, seen)
     return seen
 
 
@@ -78,7 +78,7 @@ def test_without_the_drain_calls_are_lost(installed: Installed, tmp_path: Path) 
     """That is what the test above would see."""
     settings = sabotaged(installed, tmp_path, "calls are not waited for") | {"MCP_DRAIN_DELAY_SECONDS": "0"}
     with Replicas(installed, tmp_path, settings) as replicas:
-        assert roll(replicas).failures != []
+        assert roll(replicas, "rolling restart, without the drain").failures != []
 
 
 def test_replica_that_is_killed(replicas: Replicas) -> None:
