@@ -42,15 +42,15 @@ MAX_LENGTH = {
 # package of the same name would hide theirs. tests/test_answers.py holds this against the generated pyproject.toml.
 DISTRIBUTIONS = """
     annotated-types anyio ast-serialize async-timeout attrs certifi cffi charset-normalizer click colorama
-    cryptography deprecated execnet googleapis-common-protos h11 httpcore2 httptools httpx2 httpx2-jsfetch hypothesis
-    idna importlib-metadata iniconfig jsonschema jsonschema-specifications librt mcp mcp-types mypy mypy-extensions
+    cryptography execnet googleapis-common-protos h11 httpcore2 httptools httpx2 httpx2-jsfetch hypothesis idna
+    importlib-metadata iniconfig jsonschema jsonschema-specifications librt mcp mcp-types mypy mypy-extensions
     opentelemetry-api opentelemetry-exporter-http-transport opentelemetry-exporter-otlp-common
     opentelemetry-exporter-otlp-proto-common opentelemetry-exporter-otlp-proto-http opentelemetry-proto
     opentelemetry-sdk opentelemetry-semantic-conventions packaging pathspec pluggy prometheus-client promql-parser
     protobuf pycparser pydantic pydantic-core pydantic-settings pygments pyjwt pytest pytest-asyncio pytest-timeout
     pytest-xdist python-dotenv python-multipart pywin32 pyyaml redis referencing requests rpds-py ruff
     sortedcontainers sse-starlette starlette structlog tenacity truststore types-jsonschema types-pyyaml
-    typing-extensions typing-inspection urllib3 uvicorn uvloop wrapt zipp
+    typing-extensions typing-inspection urllib3 uvicorn uvloop zipp
 """
 
 # Import names that differ from their distribution's, folders of the project, commands of its environment, and names

@@ -177,7 +177,7 @@ def call_in_every_way(port: int, key: str, poor_key: str) -> set[str]:
     return {
         *(each.result() for each in crowd),
         call(port, key, "get_part", sku="BRG-6204"),
-        call(port, key, "get_part", sku="XXX-0000"),
+        call(port, key, "get_part", sku="ABC-0000"),
         call(port, key, "get_part", sku=1),
         call(port, key, "convert_price", sku="BRG-6204", currency="USD"),
         call(port, key, "place_order", sku="BRG-6204", quantity=1, idempotency_key="order-0001"),

@@ -87,6 +87,15 @@ def assert_counted_as_logged(server: Server) -> Counter[tuple[str, str, str]]:
     return counted
 
 
+def send_no_json(peer: Peer) -> None:
+    """What cannot be read as a request has an answer, a line and a count too."""
+    if peer.way.transport == "http":
+        assert peer.post(b"{", {"Mcp-Method": "x"}).status_code == 400
+    else:
+        peer.server.send(b"{")
+        assert peer.server.receive()["error"]["code"] == -32700
+
+
 def until(is_so: Callable[[], object]) -> None:
     """Wait for what no event tells."""
     end = time.monotonic() + PATIENCE
@@ -120,11 +129,7 @@ def test_every_outcome_is_counted_once(start_peer: StartPeer, way: Way) -> None:
     peer.request("prompts/get", {"name": "no_such_prompt"})
     peer.request("no/such/method")
     peer.request("tools/list")
-    if way.transport == "http":
-        assert peer.post(b"{", {"Mcp-Method": "x"}).status_code == 400
-    else:
-        peer.server.send(b"{")
-        assert peer.server.receive()["error"]["code"] == -32700
+    send_no_json(peer)
     counted = assert_counted_as_logged(peer.server)
     assert {key: counted[key] for key in counted if key[0] == "tools/call"} == {
         **{("tools/call", tool, code): 1 for code, (tool, _, _) in TABLE.items()},
