@@ -32,12 +32,12 @@ def main() -> int:
     return 0
 
 
-def install(folder: Path) -> Path:
-    """Render and install a project in the folder; return its Python."""
+def install(folder: Path, *answers: str) -> Path:
+    """Render and install a project in the folder; return its Python. `answers`: as in `kubernetes=yes`."""
     cookiecutter = [uv(), "tool", "run", "--quiet", "--from", "cookiecutter>=2.7.1,<3", "cookiecutter"]
     project = folder / "my-mcp-server"
     show("$ cookiecutter --no-input .")
-    run([*cookiecutter, "--no-input", "--config-file", configuration(folder), "--output-dir", folder, ROOT])
+    run([*cookiecutter, "--no-input", "--config-file", configuration(folder), "--output-dir", folder, ROOT, *answers])
     show("$ uv sync")
     run([uv(), "sync", "--directory", project])
     return project / ".venv" / BIN / "python"

@@ -1,14 +1,20 @@
 """Any text is a good answer where text is asked for; a wrong name is refused, says why, and leaves nothing behind."""
 
+import contextlib
+import io
 import json
 import keyword
 import re
+import shutil
+import subprocess
+import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from cookiecutter.exceptions import FailedHookException
-from hypothesis import example, given
+from hypothesis import event, example, given, settings
 from hypothesis import strategies as st
 from jinja2 import Environment
 
@@ -275,3 +281,76 @@ def test_accepted_package_names_can_be_imported(name: str) -> None:
 def test_the_hook_offers_what_the_prompts_offer() -> None:
     """The choices stand in two places; they are the same."""
     assert {name: list(choices) for name, choices in CHECKED_CHOICES.items()} == CHOICES
+
+
+PIECES = [
+    *TEXTS,
+    *CODE,
+    '"',
+    "'",
+    "\\",
+    "{{",
+    "}}",
+    "{%",
+    "%}",
+    "{#",
+    "\n",
+    "\t",
+    "\x00",
+    "\x7f",
+    "\u2028",
+    "\u202e",
+    "🔩",
+    "\ud800",
+]
+RUFF = Path(sys.executable).with_name("ruff")
+HOSTILE = st.lists(st.sampled_from(PIECES) | st.text(max_size=20), min_size=1, max_size=6).map("".join)
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder to be in: code that runs leaves its mark in it."""
+    folder = tmp_path_factory.mktemp("hostile")
+    with contextlib.chdir(folder):
+        yield folder
+
+
+TYPED = HOSTILE.map(lambda text: "".join(filter(str.isprintable, text)).strip()[:100])  # as far as a prompt takes it
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.fixed_dictionaries(
+        {}, optional=dict.fromkeys(("project_name", "description", "author_name"), TYPED.filter(bool))
+    ),
+    st.just({})
+    | st.dictionaries(st.sampled_from([name for name in QUESTIONS if name not in CHOICES]), HOSTILE, max_size=1),
+)
+def test_hostile_answers_are_refused_or_harmless(here: Path, typed: dict[str, str], passed: dict[str, str]) -> None:
+    """Each says why it is refused and leaves nothing, or gives a project that parses, is well formed, and holds it."""
+    answers = {"project_slug": "spare-parts", "package_name": "spare_parts"} | typed | passed
+    for path in here.iterdir():
+        shutil.rmtree(path)
+    folder = here / "out"
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            project = render(folder, **answers)
+    except FailedHookException:
+        event("refused")
+        assert {line.partition(":")[0] for line in said.getvalue().splitlines()} <= set(QUESTIONS)
+        assert said.getvalue()
+        assert problems(GOOD | answers)
+        assert [path.name for path in folder.iterdir()] == [".cookiecutter"]
+        return
+    finally:
+        assert {path.name for path in here.iterdir()} <= {"out"}
+    event("accepted")
+    assert [path.name for path in folder.iterdir() if path.name != ".cookiecutter"] == [project.name]
+    assert_parses(project)
+    table = metadata(project)
+    assert table["description"] == answers.get("description", QUESTIONS["description"])
+    assert table["authors"][0]["name"] == answers.get("author_name", QUESTIONS["author_name"])
+    for check in (["check", "--quiet"], ["format", "--check", "--quiet"]):
+        done = subprocess.run([RUFF, *check, "--no-cache", project], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr

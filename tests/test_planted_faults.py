@@ -4,6 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from bootstrap import BIN
+from checklist import rows
+from proofs.teeth import tried
 from rendering import CHECKS, render, run
 
 pytestmark = [pytest.mark.install, pytest.mark.timeout(600)]
@@ -95,3 +98,11 @@ def test_planted_fault_is_found(project: Path, fault: str, place: str, check: st
         file.unlink()
     assert found.returncode != 0, found.stdout + found.stderr  # pytest has several codes for red
     assert message in found.stdout + found.stderr
+
+
+@pytest.mark.parametrize("name", ["every scope is granted", "root user in the Dockerfile"])
+def test_sabotage_is_noticed(project: Path, name: str) -> None:
+    """A feature that is gone turns its test red, and the test is green with it; tests/proofs/teeth.py does all of them."""
+    (sabotage,) = (each for row in rows() for each in row.sabotages if each.name == name)
+    python = project / ".venv" / BIN / "python"
+    assert [tried(python, each, [sabotage.test]) for each in (None, sabotage)] == ["green", "red"]
