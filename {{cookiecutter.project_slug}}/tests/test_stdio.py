@@ -124,7 +124,7 @@ def test_the_other_era_is_refused(peer: Peer, way: Way) -> None:
 
 
 def test_too_many_calls_at_once(start: Start, way: Way) -> None:
-    """What exceeds the limit is refused at once, and says when to come back."""
+    """What exceeds the limit is refused at once, and says when to come back; then there is room again."""
     peer = Peer(way, start(settings={"MCP_MAX_CONCURRENT_CALLS": "2"}))
     for n in range(100, 103):
         message = call(n, "probe_waits", seconds=0.3)
@@ -133,6 +133,7 @@ def test_too_many_calls_at_once(start: Start, way: Way) -> None:
     error = refused["result"]["_meta"]["plinth/error"]
     assert (refused["id"], error["code"], error["retry_after_ms"]) == (102, "overloaded", 1000)
     assert {peer.server.receive()["id"], peer.server.receive()["id"]} == {100, 101}
+    assert peer.call("probe_reached")["result"]["isError"] is False
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
