@@ -21,6 +21,7 @@ MANIFEST = {
     "examples": {
         "yes": [
             "src/{package}/tools/greet.py",
+            "surface/tools/greet.json",
             "tests/test_greet.py",
         ],
         "no": [
@@ -35,6 +36,14 @@ MANIFEST = {
             "src/{package}/rates.py",
             "src/{package}/resources/part.py",
             "src/{package}/prompts/reorder.py",
+            "surface/tools/search_parts.json",
+            "surface/tools/get_part.json",
+            "surface/tools/place_order.json",
+            "surface/tools/stocktake.json",
+            "surface/tools/convert_price.json",
+            "surface/tools/check_datasheet.json",
+            "surface/resources",
+            "surface/prompts",
             "tests/test_shop.py",
         ],
     },

@@ -9,7 +9,8 @@ from .conftest import PACKAGE_FOLDER
 
 # Each may import what stands after it, and its own neighbours where it is a folder.
 ORDER = (
-    *("__main__", "cli", "clients", "scaffold", "doctor", "metrics", "tracing", "serving", "server", "sdk"),
+    *("__main__", "cli", "scaffold", "distribution", "clients", "surface", "subschema", "doctor", "metrics", "tracing"),
+    *("serving", "server", "sdk"),
     *("dependencies", "bus", "registry", "contracts", "tools", "resources", "prompts", "shop", "outbound", "guards"),
     *(
         "spans",

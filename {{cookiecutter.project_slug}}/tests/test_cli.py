@@ -6,13 +6,20 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import urlsplit
 
+import httpx2
 import pytest
 from mcp import Client
 from mcp.client.stdio import StdioServerParameters
+from mcp.client.streamable_http import streamable_http_client
+
+from {{ cookiecutter.package_name }}.auth.api_keys import new_key
+from {{ cookiecutter.package_name }}.server import build_server
+from {{ cookiecutter.package_name }}.settings import Settings
 
 from .conftest import PACKAGE_FOLDER, ROOT
-from .harness import PACKAGE, environment, run_command
+from .harness import PACKAGE, PATIENCE, Json, Server, environment, run_command
 
 CLIENTS = ["claude-desktop", "claude-code", "cursor", "vscode"]
 
@@ -77,17 +84,60 @@ def test_tools_lists_what_is_served(source: Path) -> None:
     assert "probe:more probe:use" in table
 
 
-async def test_client_config_starts_a_server(tmp_path: Path) -> None:
-    """The server starts as each client's snippet says, from another folder."""
-    commands = set()
-    for client in CLIENTS:
-        shown = json.loads(run_command("client-config", client).stdout)
-        (entry,) = shown["servers" if client == "vscode" else "mcpServers"].values()
-        assert entry.get("type", "stdio") == "stdio"
-        commands.add((entry["command"], *entry["args"]))
-    for command, *arguments in commands:
-        async with Client(StdioServerParameters(command=command, args=arguments, cwd=tmp_path)) as connected:
-            assert (await connected.list_tools()).tools
+def entry_of(client: str, settings: dict[str, str] | None = None) -> tuple[Json, Json]:
+    """The one server of a client's snippet, and the whole snippet."""
+    done = run_command("client-config", client, settings=settings)
+    assert (done.returncode, done.stderr) == (0, "")
+    shown = json.loads(done.stdout)
+    (entry,) = shown["servers" if client == "vscode" else "mcpServers"].values()
+    return entry, shown
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+async def test_client_config_starts_a_server(client: str, tmp_path: Path) -> None:
+    """Command, arguments and variables of the snippet, in another folder and with little else in the environment: all
+    that is configured is granted, and a tool answers."""
+    served = build_server(Settings.model_construct()).registry
+    scopes = sorted(frozenset({"probe:use"}).union(*(tool.scopes for tool in served.tools.values())))
+    settings = {"MCP_LOG_LEVEL": "ERROR", "MCP_LOCAL_SCOPES": ",".join(scopes)}
+    entry, _ = entry_of(client, settings)
+    assert entry.pop("type", "stdio") == "stdio"
+    assert entry["env"] == settings
+    async with Client(StdioServerParameters(**entry, cwd=tmp_path)) as connected:
+        assert {tool.name for tool in (await connected.list_tools()).tools} == set(served.tools)
+        refused = await connected.call_tool(min(served.tools), {"no_such_argument": 1})
+    assert (refused.meta or {})["plinth/error"]["code"] == "invalid_arguments"
+
+
+@pytest.mark.parametrize("client", CLIENTS[1:])
+async def test_client_config_reaches_a_server(client: str, tmp_path: Path) -> None:
+    """Address and header of the snippet, the key filled in where the client does, reach the server of the same settings
+    with all that the key grants. (Claude Desktop goes through mcp-remote, which the template's tests run.)"""
+    served = build_server(Settings.model_construct()).registry
+    keys = tmp_path / "keys.json"
+    key = new_key(keys, "tests", sorted(frozenset().union(*(tool.scopes for tool in served.tools.values()))), None)
+    settings = {"MCP_TRANSPORT": "http", "MCP_AUTH_MODE": "api_key", "MCP_API_KEYS_FILE": str(keys)}
+    with Server("serve", "--port", "0", settings=settings) as server:
+        entry, shown = entry_of(client, settings | {"MCP_PORT": str(urlsplit(server.url).port)})
+        asked = {each["id"]: key for each in shown.get("inputs", ()) if each["password"]}
+        known = {"${MCP_API_KEY}": key, "${env:MCP_API_KEY}": key} | {"${input:" + each + "}": key for each in asked}
+        scheme, place = entry["headers"]["Authorization"].split(" ")
+        headers = {"Authorization": f"{scheme} {known[place]}"}
+        async with (
+            httpx2.AsyncClient(headers=headers, timeout=PATIENCE) as http,
+            Client(streamable_http_client(entry["url"], http_client=http)) as connected,
+        ):
+            assert {tool.name for tool in (await connected.list_tools()).tools} == set(served.tools)
+            refused = await connected.call_tool(min(served.tools), {"no_such_argument": 1})
+    assert (refused.meta or {})["plinth/error"]["code"] == "invalid_arguments"
+
+
+def test_client_config_holds_no_secret() -> None:
+    """What is configured goes along, a file by its full path, and no secret: these files are shared."""
+    settings = {"MCP_API_KEY": "hunter22hunter22", "MCP_API_KEYS_FILE": "keys.json"}
+    entry, shown = entry_of("cursor", settings)
+    assert entry["env"] == {"MCP_API_KEYS_FILE": str(Path("keys.json").resolve())}
+    assert "hunter22" not in json.dumps(shown)
 
 
 @pytest.mark.parametrize("client", CLIENTS)

@@ -102,13 +102,15 @@ def test_readiness_turns_off_while_the_server_serves_on(start_peer: StartPeer, w
     peer = start_peer(way, drain_delay_seconds="1")
     ready, alive = peer.url.replace("/mcp", "/readyz"), peer.url.replace("/mcp", "/livez")
     assert peer.http.get(ready).status_code == 200
+    begun = time.monotonic()
     peer.server.process.terminate()
     peer.server.wait_for("draining")
-    answer = peer.http.get(ready)
+    answer = httpx2.get(ready, trust_env=False)  # on a connection of its own: no new one is refused yet
     assert (answer.status_code, answer.json()) == (503, {"status": "draining"})
     assert peer.http.get(alive).status_code == 200
     assert ERROR not in peer.call("probe_list")["result"].get("_meta", {})
     assert peer.server.process.wait(5) == 0
+    assert time.monotonic() - begun >= 1
     with pytest.raises(httpx2.ConnectError):
         peer.http.get(ready)
 

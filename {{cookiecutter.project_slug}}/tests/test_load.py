@@ -1,8 +1,11 @@
 """Too much, too slow, or stuck: what one caller does must not hold up the others."""
 
+import contextlib
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import httpx2
 import pytest
 
 from .conftest import StartPeer
@@ -17,6 +20,29 @@ def test_stalled_loop_is_logged_with_the_tool(start_peer: StartPeer, way: Way) -
     assert (stalled["tool"], "probe_stalls" in stalled["at"]) == ("probe_stalls", True)
     assert peer.server.wait_for("event_loop_resumed")["seconds"] >= 0.25
     assert sum(event["event"] == "event_loop_stalled" for event in peer.server.log) == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+@pytest.mark.parametrize("ending", ["signal", "input ends"])
+def test_stalled_loop_does_not_hold_the_process(start_peer: StartPeer, way: Way, ending: str) -> None:
+    """It ends when its time to stop is over, with the tool that holds it named, even if the loop never runs again."""
+    if ending == "input ends" and way in HTTP:
+        pytest.skip("HTTP has no input that ends")
+    peer = start_peer(way, drain_timeout_seconds="0.2")
+    message = peer.message("tools/call", {"name": "probe_stalls", "arguments": {"seconds": 600}})
+    with ThreadPoolExecutor() as threads, contextlib.suppress(httpx2.RemoteProtocolError):
+        call = threads.submit(peer.post, message) if way in HTTP else threads.submit(peer.server.send, message)
+        peer.server.wait_for("event_loop_stalled")
+        if ending == "signal":
+            peer.server.process.terminate()
+            time.sleep(0.1)  # one signal may be lost in the other
+            peer.server.process.terminate()  # "I mean it"
+        else:
+            assert peer.server.process.stdin is not None
+            peer.server.process.stdin.close()
+        assert peer.server.process.wait(PATIENCE) == 1
+        assert peer.server.wait_for("stop_overdue")["tool"] == "probe_stalls"
+        call.result()
 
 
 def test_abandoned_thread_is_counted_and_keeps_its_place(start_peer: StartPeer, way: Way) -> None:

@@ -101,6 +101,10 @@ def _parser() -> argparse.ArgumentParser:
     keys.add_argument("--name", required=True, help="whose key it is")
     keys.add_argument("--scopes", default="", help="what it grants (comma list)")
     keys.add_argument("--expires-days", type=float, help="how long it is valid; without it, until it is removed")
+    lock = command("surface", _surface, "compare what is served with the files in surface/; exit 1 if callers break")
+    lock.add_argument("--accept", action="store_true", help="write what is served now into the files")
+    packing = command("bundle", _bundle, "make the .mcpb bundle for desktop clients, in dist/")
+    packing.add_argument("--registry", action="store_true", help="and server.json, for the MCP registry")
     new = command("new-tool", _new_tool, "write a tool file and its test")
     new.add_argument("name", help="the tool's name, as in find_invoice")
     return parser
@@ -277,6 +281,29 @@ def _keys(wire: Wire, *, action: str, name: str, scopes: str, expires_days: floa
         raise StartError(["MCP_API_KEYS_FILE: must be set; it names the file that holds the hashes of keys"])
     listed = [scope.strip() for scope in scopes.split(",") if scope.strip()]
     return _print(wire, new_key(settings.api_keys_file, name, listed, expires_days) + "\n")
+
+
+def _surface(wire: Wire, *, accept: bool, **overrides: Any) -> int:
+    settings = _configure(wire, **overrides)
+    from . import surface
+    from .server import build_server
+
+    root, now = surface.source_root(), surface.published(build_server(settings).registry)
+    if accept:
+        return _print(wire, "".join(f"wrote {path.as_posix()}\n" for path in surface.write(root, now)))
+    locked = surface.read(root)
+    broken = surface.breaks(locked, now)
+    lines = [f"breaks: {line}" for line in broken] + [f"accept: {line}" for line in surface.additions(locked, now)]
+    return _print(wire, "".join(f"{line}\n" for line in lines)) or (1 if broken else 0)
+
+
+def _bundle(wire: Wire, *, registry: bool, **overrides: Any) -> int:
+    settings = _configure(wire, **overrides)
+    from .distribution import bundle
+    from .server import build_server
+
+    made = bundle(settings, build_server(settings).registry, with_server_json=registry)
+    return _print(wire, "".join(f"wrote {path.as_posix()}\n" for path in made))
 
 
 def _new_tool(wire: Wire, *, name: str, **_: Any) -> int:

@@ -2,14 +2,83 @@
 
 import json
 import sys
-from typing import Any
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 from . import NAME
-from .settings import Settings
+from .settings import PREFIX, Settings
+
+# What concerns HTTP, or whoever runs a server for others. All else, a setting of your own too, is asked of a person who
+# starts this one over stdio.
+NOT_LOCAL = {
+    *("environment", "transport", "host", "port", "public_url", "http_sessions", "log_format"),
+    *("allowed_hosts", "allowed_origins", "trusted_proxies", "request_state_keys", "replicas", "grace_period_seconds"),
+    *("auth_mode", "auth_failures_per_minute", "auth_allow_anonymous", "jwt_issuer", "jwt_audience", "jwt_jwks_url"),
+    *("rate_limit_per_minute", "rate_limit_burst", "rate_limit_store", "rate_limit_on_store_error"),
+    *("max_concurrent_calls", "max_request_bytes", "max_result_bytes", "drain_delay_seconds", "drain_timeout_seconds"),
+    *("metrics_port", "metrics_host"),
+}
 
 # What stands for the API key: each client fills it in from its environment, or asks for it.
 _KEY = {"claude-code": "${MCP_API_KEY}", "cursor": "${env:MCP_API_KEY}", "vscode": "${input:api-key}"}
 _INPUT = {"type": "promptString", "id": "api-key", "description": f"API key for {NAME}", "password": True}
+
+
+class Question(NamedTuple):
+    """A setting, as a client asks a person for it."""
+
+    field: str
+    variable: str
+    kind: Literal["string", "number", "boolean", "file"]
+    description: str
+    default: str | float | bool | None
+    choices: tuple[str, ...]
+    minimum: float | None
+    maximum: float | None
+    is_secret: bool
+    is_required: bool
+
+
+def questions() -> Iterator[Question]:
+    """The settings of a server that is started over stdio, as `Settings` declares them."""
+    schema = Settings.model_json_schema()
+    for field, declared in schema["properties"].items():
+        if field in NOT_LOCAL:
+            continue
+        facts = {**declared, **next((each for each in declared.get("anyOf", ()) if each["type"] != "null"), {})}
+        default = facts.get("default")
+        yield Question(
+            field=field,
+            variable=f"{PREFIX}{field.upper()}",
+            kind=_KINDS.get(facts["type"]) or ("file" if facts.get("format") in ("path", "file-path") else "string"),
+            description=facts.get("description", ""),
+            default=",".join(default) if isinstance(default, list) else default,
+            choices=tuple(facts.get("enum", ())),
+            minimum=facts.get("minimum"),
+            maximum=facts.get("maximum"),
+            is_secret=facts.get("format") == "password",
+            is_required=field in schema.get("required", ()),
+        )
+
+
+_KINDS: dict[str, Literal["number", "boolean"]] = {"integer": "number", "number": "number", "boolean": "boolean"}
+
+
+def _environment(settings: Settings) -> dict[str, str]:
+    """What is configured here, for a server that is started elsewhere. A secret stays where it is."""
+    found = {}
+    for each in questions():
+        value = getattr(settings, each.field)
+        if not each.is_secret and value != Settings.model_fields[each.field].default:
+            found[each.variable] = _text(value)
+    return found
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(value)
+    return str(value.resolve() if isinstance(value, Path) else value)
 
 
 def snippet(client: str, settings: Settings) -> str:
@@ -24,8 +93,8 @@ def snippet(client: str, settings: Settings) -> str:
     if settings.transport == "stdio":
         # The interpreter's full path: clients start servers with a short PATH and in a folder of their own.
         entry = {"command": sys.executable, "args": ["-m", __package__]}
-        if settings.local_scopes:
-            entry["env"] = {"MCP_LOCAL_SCOPES": ",".join(settings.local_scopes)}
+        if variables := _environment(settings):
+            entry["env"] = variables
     elif client == "claude-desktop":  # its file knows local commands only
         entry = {"command": "npx", "args": ["-y", "mcp-remote", url, "--transport", "http-only"]}
         if takes_key:  # no space in the argument: on Windows it would be cut there
