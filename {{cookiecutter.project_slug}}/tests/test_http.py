@@ -126,6 +126,13 @@ def test_trailers_are_no_headers(peer: Peer) -> None:
     assert endless.startswith(b"HTTP/1.1 431")
 
 
+@pytest.mark.parametrize("way", HTTP, ids=str)
+def test_body_whose_length_is_not_said(peer: Peer, way: Way) -> None:
+    """It is counted while it comes, and refused when it is too long."""
+    answer = peer.http.post(peer.url, content=iter([b" " * 300_000] * 7), headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.json()["error"]["data"]["code"]) == (413, "invalid_request")
+
+
 @pytest.mark.parametrize("way", HTTP[1:], ids=str)
 def test_offer_of_another_protocol_is_ignored(peer: Peer) -> None:
     """Java's client offers HTTP/2 with its first request, whose body is not lost for that."""
@@ -309,11 +316,14 @@ def test_legacy_sessions(start: Start, sessions: str) -> None:
 
 
 def test_healthcheck_follows_the_server(start: Start) -> None:
-    """It exits 0 while the server answers and 1 when it is gone."""
-    server = start(*SERVE_HTTP)
+    """It exits 0 while the server is ready, and 1 when it is not or is gone."""
+    server = start(*SERVE_HTTP, settings={"MCP_DRAIN_DELAY_SECONDS": str(PATIENCE)})
     port = str(httpx2.URL(server.url).port)
     settings = {"MCP_TRANSPORT": "http", "MCP_PORT": port}
     assert run_command("healthcheck", settings=settings).returncode == 0
+    server.process.terminate()
+    server.wait_for("draining")
+    assert run_command("healthcheck", settings=settings).returncode == 1
     server.process.terminate()
     server.finish()
     assert run_command("healthcheck", settings=settings).returncode == 1

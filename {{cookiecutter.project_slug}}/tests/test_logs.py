@@ -182,6 +182,11 @@ def test_cancelled_call_is_logged_and_not_answered(start: Start, way: Way) -> No
     peer.server.send(message)
     peer.server.send({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": message["id"]}})
     assert peer.server.wait_for("request", rpc_id=message["id"])["outcome"] == "cancelled"
+    insisting = peer.message("tools/call", {"name": "probe_insists", "arguments": {}})
+    peer.server.send(insisting)
+    peer.server.wait_for("insists")
+    peer.server.send({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": insisting["id"]}})
+    peer.server.wait_for("insisted")
     assert peer.call("probe_reached")["result"]["isError"] is False
     code, left = peer.server.finish()
     assert (code, left) == (0, [])

@@ -161,7 +161,7 @@ def test_blocking_tool_does_not_hold_the_process(start: Start, way: Way) -> None
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 @pytest.mark.parametrize("ending", ["end of input", "signal"])
 def test_what_a_tool_leaves_behind_does_not_hold_the_process(start: Start, way: Way, ending: str) -> None:
-    """Neither a task that does not let itself be cancelled nor a busy thread of the loop's own."""
+    """Neither a task that does not let itself be cancelled nor a busy thread of the loop's own; others are cancelled."""
     peer = Peer(way, start())
     assert peer.call("probe_clings")["result"]["isError"] is False
     if ending == "signal":
@@ -169,6 +169,7 @@ def test_what_a_tool_leaves_behind_does_not_hold_the_process(start: Start, way: 
         assert peer.server.process.wait(5) == 0
     assert peer.server.finish()[0] == 0
     peer.server.wait_for("store_closed")
+    peer.server.wait_for("task_tidied")
 
 
 def test_second_signal_cuts_what_is_in_flight(start: Start, way: Way) -> None:
