@@ -1,4 +1,4 @@
-"""Remove what the answers leave out, and say what to do next.
+"""Remove what the answers leave out, record the answers, and say what to do next.
 
 Optional parts are whole files, chosen here in one place. cookiecutter deletes the project when a hook fails, so nothing
 here depends on anything but the answers.
@@ -68,7 +68,16 @@ def removed(answers: dict[str, str]) -> list[str]:
     ]
 
 
-def main(answers: dict[str, str]) -> None:
+def record(answers: dict[str, str], origin: dict[str, str]) -> None:
+    """Keep what an update needs, as cruft does (`.cruft.json`): the answers, and the template's address and commit."""
+    if "_commit" in answers:  # it is cruft that renders: it keeps its own
+        return
+    public = {name: answer for name, answer in answers.items() if not name.startswith("_")}
+    state = {**origin, "checkout": None, "context": {"cookiecutter": public}, "directory": None}
+    Path(".cruft.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+
+
+def main(answers: dict[str, str], origin: dict[str, str]) -> None:
     """Tidy the project in the current directory and print the next steps, last of all."""
     for path in map(Path, removed(answers)):
         # Missing paths are fine: a second run over the same folder finds them gone already.
@@ -76,6 +85,7 @@ def main(answers: dict[str, str]) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+    record(answers, origin)
     if shutil.which("uv") is None:
         print("\nuv is not installed yet: `pipx install uv`, or `pip install uv` in a virtual environment.")
     print("\nNext steps:\n")
@@ -84,4 +94,4 @@ def main(answers: dict[str, str]) -> None:
 
 
 if __name__ == "__main__":
-    main(json.loads(r"""{{ cookiecutter | tojson }}"""))
+    main(json.loads(r"""{{ cookiecutter | tojson }}"""), json.loads(r"""{{ cookiecutter | origin | tojson }}"""))

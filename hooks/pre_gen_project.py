@@ -1,7 +1,7 @@
 """Refuse answers that would give a broken project.
 
 cookiecutter runs this file after creating the project's empty folder, and removes the folder when it fails. The
-`checked` filter (`extensions.py`) asks the same questions earlier, before anything is created and without
+`checked` filter (`jinja.py`) asks the same questions earlier, before anything is created and without
 cookiecutter's traceback; this hook is for answers that never pass through it: `cookiecutter --replay`.
 """
 

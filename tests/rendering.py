@@ -43,13 +43,16 @@ def render(folder: Path, *, overwrite: bool = False, **answers: str) -> Path:
     return Path(project)
 
 
-def command(folder: Path, *arguments: str, typed: str | None = None) -> subprocess.CompletedProcess[str]:
+def command(
+    folder: Path, *arguments: str, typed: str | None = None, template: str = str(ROOT), checkout: str = ""
+) -> subprocess.CompletedProcess[str]:
     """Run the real `cookiecutter` command on the template, in the folder, with answers typed or given as arguments."""
     settings = configuration(folder.parent / f".{folder.name}")
     folder.mkdir(exist_ok=True)
     mode = [] if typed is not None or "--replay-file" in arguments else ["--no-input"]
+    mode += ["--checkout", checkout] if checkout else []
     return subprocess.run(
-        [sys.executable, "-m", "cookiecutter", "--config-file", settings, *mode, ROOT, *arguments],
+        [sys.executable, "-m", "cookiecutter", "--config-file", settings, *mode, template, *arguments],
         cwd=folder,
         input=typed or "",
         capture_output=True,

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from jinja2 import Environment
 
 from bootstrap import ROOT
-from hooks.extensions import Filters, toml_string
+from hooks.jinja import Filters, toml_string
 from hooks.pre_gen_project import CHOICES as CHECKED_CHOICES
 from hooks.pre_gen_project import EXAMPLES, MAX_LENGTH, problems, slug_taken
 from rendering import CHOICES, QUESTIONS, command, files, metadata, parse, render

@@ -43,12 +43,14 @@ def sources() -> list[Path]:
 
 
 def expected(options: dict[str, str]) -> set[str]:
-    """List the files a project with these options holds: all of the template's but what the manifest removes."""
+    """List the files a project with these options holds: all of the template's but what the manifest removes, and the
+    record of the answers."""
     gone = removed(options | {"package_name": PACKAGE})
     names = {
         path.relative_to(TEMPLATE).as_posix().replace("{{cookiecutter.package_name}}", PACKAGE) for path in sources()
     }
-    return {name for name in names if not any(name == path or name.startswith(f"{path}/") for path in gone)}
+    left = {name for name in names if not any(name == path or name.startswith(f"{path}/") for path in gone)}
+    return left | {".cruft.json"}
 
 
 def test_manifest_knows_every_answer() -> None:

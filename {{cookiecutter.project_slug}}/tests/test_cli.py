@@ -76,7 +76,7 @@ def test_tools_lists_what_is_served(source: Path) -> None:
         "name": "probe_privileged",
         "scopes": ["probe:more", "probe:use"],
         "cost": 1,
-        "timeout_seconds": 30,
+        "timeout_seconds": Settings.model_fields["tool_timeout_seconds"].default,
         "read_only": False,
     }
     table = run_command("tools", source=source).stdout

@@ -1,11 +1,15 @@
 """What the template adds to Jinja: answers stay text, and a few filters.
 
 cookiecutter loads this module through `_extensions` in cookiecutter.json. Unlike a hook it is imported, so it may use
-Jinja, cookiecutter and the files beside it.
+Jinja, cookiecutter and the files beside it. cruft renders two versions of the template in one process, and imports stay:
+each Jinja environment therefore forgets the modules it was made with. (Version 0.1.0 did not, and called this one
+`hooks.extensions`: nothing here may have that name again.)
 """
 
 import json
 import os
+import re
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +19,7 @@ from cookiecutter.exceptions import FailedHookException
 from jinja2 import Environment
 from jinja2.ext import Extension
 
+sys.modules.pop("hooks.pre_gen_project", None)  # another version's
 from hooks.pre_gen_project import MAX_LENGTH, package_taken, problems, slug_taken
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -67,7 +72,10 @@ class Filters(Extension):
     def __init__(self, environment: Environment) -> None:
         """Register the filters with the environment."""
         super().__init__(environment)
-        environment.filters.update(slug=self.slug, package=package, checked=checked, toml_string=toml_string)
+        environment.filters.update(
+            slug=self.slug, package=package, checked=checked, toml_string=toml_string, origin=origin
+        )
+        sys.modules.pop(__name__, None)
 
     def slug(self, project_name: str) -> str:
         """Derive the project's slug: always one that is accepted, whatever the name."""
@@ -100,3 +108,30 @@ def toml_string(text: str) -> str:
     are, and DEL, which TOML wants escaped (TOML 1.0, section String).
     """
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007F")
+
+
+def origin(answers: Mapping[str, object]) -> dict[str, str]:
+    """Where this template comes from, as updates need it: `template`, what git clones, and `commit`.
+
+    A clone whose commit its origin has is named by that, without credentials; any other by its folder. Without git (an
+    archive), `commit` is the tag of this version.
+    """
+    commit = _git("rev-parse", "HEAD") if (ROOT / ".git").exists() else ""
+    if not commit:
+        version = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+        return {"template": str(answers.get("_template", ROOT)), "commit": f"v{version[1]}" if version else ""}
+    is_there = _git("branch", "--remotes", "--contains", commit)
+    address = _git("config", "--get", "remote.origin.url") if is_there else ""
+    return {"template": re.sub(r"^(https?://)[^/@]*@", r"\1", address) or str(ROOT), "commit": commit}
+
+
+def _git(*arguments: str) -> str:
+    """What git says of the template's folder; nothing if it cannot."""
+    # Variables of git's own may name another repository.
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    command = ["git", "-C", str(ROOT), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, env=variables, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
