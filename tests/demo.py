@@ -34,13 +34,20 @@ def main() -> int:
 
 def install(folder: Path, *answers: str) -> Path:
     """Render and install a project in the folder; return its Python. `answers`: as in `kubernetes=yes`."""
-    cookiecutter = [uv(), "tool", "run", "--quiet", "--from", "cookiecutter>=2.7.1,<3", "cookiecutter"]
-    project = folder / "my-mcp-server"
-    show("$ cookiecutter --no-input .")
-    run([*cookiecutter, "--no-input", "--config-file", configuration(folder), "--output-dir", folder, ROOT, *answers])
+    project = rendered(folder, *answers)
     show("$ uv sync")
     run([uv(), "sync", "--directory", project])
     return project / ".venv" / BIN / "python"
+
+
+def rendered(folder: Path, *answers: str, is_quiet: bool = False) -> Path:
+    """Render a project in the folder; return where it is. `answers`: as in `kubernetes=yes`."""
+    cookiecutter = [uv(), "tool", "run", "--quiet", "--from", "cookiecutter>=2.7.1,<3", "cookiecutter"]
+    if not is_quiet:
+        show("$ cookiecutter --no-input .")
+    run([*cookiecutter, "--no-input", "--config-file", configuration(folder), "--output-dir", folder, ROOT, *answers])
+    (project,) = (path.parent for path in folder.glob("*/pyproject.toml"))
+    return project
 
 
 def run(line: list[str | Path]) -> None:

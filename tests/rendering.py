@@ -5,7 +5,6 @@ import itertools
 import json
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 import tomllib
@@ -101,20 +100,3 @@ def run(project: Path, line: str, python: str | None = None) -> subprocess.Compl
 def files(folder: Path) -> list[Path]:
     """List the files below the folder, sorted."""
     return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def interpreter(version: str) -> str | None:
-    """Find a Python of this version, as `3.13`: on PATH, or one that pyenv has."""
-    candidates = [
-        *filter(None, [shutil.which(f"python{version}")]),
-        *map(str, sorted((Path.home() / ".pyenv" / "versions").glob(f"{version}.*/bin/python"))),
-    ]
-    return next(filter(None, (_executable(path, version) for path in candidates)), None)
-
-
-def _executable(path: str, version: str) -> str | None:
-    # Asked rather than believed: pyenv puts a shim for every version on PATH, which fails unless the version is active.
-    script = "import sys; print('%d.%d' % sys.version_info[:2], sys._base_executable)"
-    answer = subprocess.run([path, "-c", script], capture_output=True, text=True, check=False)
-    found, _, executable = answer.stdout.strip().partition(" ")
-    return executable if answer.returncode == 0 and found == version else None

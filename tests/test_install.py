@@ -1,12 +1,17 @@
 """A fresh project installs, and passes its own lint, format check, type check and tests, without a warning."""
 
+import sys
 import zipfile
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 import pytest
 
-from rendering import CHECKS, interpreter, metadata, render, run
+from bootstrap import ROOT, interpreter
+from rendering import CHECKS, metadata, render, run
+
+sys.path.append(str(ROOT / "tests" / "proofs"))
+import matrix
 
 pytestmark = [pytest.mark.install, pytest.mark.timeout(600)]
 
@@ -114,3 +119,14 @@ class TestHostileText(Checks):
         "license": "Proprietary",
         "kubernetes": "yes",
     }
+
+
+def test_installed_wheel_passes_the_suite(tmp_path: Path) -> None:
+    """On a third Python, a row of tests/proofs/matrix.py: the wheel, not the source tree, and it says so if it is not."""
+    python = interpreter("3.12")
+    if python is None:
+        pytest.skip("there is no Python 3.12 on PATH or in pyenv")
+    answers = {"author_name": HOSTILE[:100], "description": HOSTILE, "license": "Apache-2.0"}
+    said, is_green = matrix.tried(tmp_path, python, answers, ["test_contract.py", "test_drain.py", "test_settings.py"])
+    assert is_green, said
+    assert "passed" in said

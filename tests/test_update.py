@@ -56,10 +56,14 @@ def cruft(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def last_release() -> str | None:
-    """The newest tag `v1.2.3` below this version; None where the history has none, as in a shallow clone."""
+    """The newest tag `v1.2.3` below this version; without tags, the last commit of the version before; None if there is
+    no history."""
     tags = re.findall(r"^v(\d+)\.(\d+)\.(\d+)$", git(ROOT, "tag"), re.MULTILINE)
     older = [numbers for each in tags if (numbers := tuple(map(int, each))) < tuple(map(int, VERSION.split(".")))]
-    return "v" + ".".join(map(str, max(older))) if older else None
+    if older:
+        return "v" + ".".join(map(str, max(older)))
+    before = git(ROOT, "log", "-1", "--format=%P", "-G", '^version = "', "--", "pyproject.toml").split()
+    return before[0] if before else None
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +97,7 @@ def updated(published: Path, tmp_path_factory: pytest.TempPathFactory) -> Update
     """A project of the last release, edited by its user, then updated."""
     tag = last_release()
     if tag is None:
-        pytest.skip("there is no tag of a release before this version: git fetch --tags --unshallow")
+        pytest.skip("the history has no version before this one: git fetch --unshallow --tags")
     folder = tmp_path_factory.mktemp("user") / "projects"
     address = published.as_uri()
     done = command(folder, *(f"{name}={answer}" for name, answer in ANSWERS.items()), template=address, checkout=tag)

@@ -23,7 +23,7 @@ WRITES = {
     ("release.yml", "wheel"): {"attestations", "id-token"},
     ("release.yml", "image"): {"attestations", "id-token", "packages"},
 }
-"""What jobs of a generated project may write; all others read the repository's contents and no more."""
+"""What jobs may write; all others read the repository's contents and no more."""
 
 
 @pytest.fixture(scope="module", params=["generated", "own"])

@@ -72,8 +72,8 @@ def test_connections_are_kept_until_either_side_ends_one(upstream: FaultyUpstrea
     assert [answer.status_code for answer in answers] == [200, 204, 304, 200]
     assert [answer.headers.get("content-length") for answer in answers] == ["3", None, None, "3"]
     assert upstream.connections == 1
-    http.get("/")
-    http.get("/")
+    with asked(upstream, b"GET / HTTP/1.1\r\n\r\n") as connection:
+        assert rest_of(connection).startswith(b"HTTP/1.1 200 OK\r\n")
     assert upstream.connections == 2
     with asked(upstream, b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n") as connection:
         assert rest_of(connection).startswith(b"HTTP/1.1 200 OK\r\n")

@@ -402,10 +402,10 @@ def use_up(peer: Peer) -> Json:
 
 def test_burst_then_a_refusal_that_says_when_to_come_back(start_peer: StartPeer, way: Way) -> None:
     """Refused calls reach no tool and are logged; a client that waits as long as it is told succeeds."""
-    peer = limited(start_peer, way, rate_limit_per_minute="60000")
+    peer = limited(start_peer, way, rate_limit_per_minute="30000")  # one call in two seconds
     error = use_up(peer)
     assert (error["code"], error["retryable"]) == ("rate_limited", True)
-    assert 0 < error["retry_after_ms"] <= 1000
+    assert 0 < error["retry_after_ms"] <= 2000
     assert "Retry after" in error["message"]
     line = peer.logged(error["request_id"])
     assert (line["outcome"], line["level"]) == ("rate_limited", "warning")
