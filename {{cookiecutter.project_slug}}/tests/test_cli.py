@@ -86,7 +86,8 @@ def test_tools_lists_what_is_served(source: Path) -> None:
 
 def entry_of(client: str, settings: dict[str, str] | None = None) -> tuple[Json, Json]:
     """The one server of a client's snippet, and the whole snippet."""
-    done = run_command("client-config", client, settings=settings)
+    unset = {"MCP_RATE_LIMIT_BURST": ""}  # what the tests set for every server would be carried, too
+    done = run_command("client-config", client, settings=unset | (settings or {}))
     assert (done.returncode, done.stderr) == (0, "")
     shown = json.loads(done.stdout)
     (entry,) = shown["servers" if client == "vscode" else "mcpServers"].values()
@@ -158,11 +159,11 @@ def test_client_config_says_where_the_key_goes(client: str, tmp_path: Path) -> N
     assert header.startswith("Bearer ")
 
 
-def test_client_config_grants_the_local_scopes() -> None:
-    """The snippet starts the server with what this configuration grants."""
-    shown = json.loads(run_command("client-config", "cursor", settings={"MCP_LOCAL_SCOPES": "a:b, c:d"}).stdout)
-    (entry,) = shown["mcpServers"].values()
-    assert entry["env"] == {"MCP_LOCAL_SCOPES": "a:b,c:d"}
+def test_client_config_carries_what_is_configured() -> None:
+    """The snippet starts the server with the scopes and the limits of this configuration, and nothing that is of HTTP."""
+    settings = {"MCP_LOCAL_SCOPES": "a:b, c:d", "MCP_MAX_CONCURRENT_CALLS": "8", "MCP_RATE_LIMIT_PER_MINUTE": "0"}
+    entry, _ = entry_of("cursor", settings | {"MCP_PORT": "8123", "MCP_RATE_LIMIT_STORE": "redis://user:hunter22@here"})
+    assert entry["env"] == settings | {"MCP_LOCAL_SCOPES": "a:b,c:d"}
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from mcp import Client
 from mcp.client.stdio import StdioServerParameters, get_default_environment
 
 from {{ cookiecutter.package_name }}.auth.api_keys import new_key
-from {{ cookiecutter.package_name }}.clients import NOT_LOCAL, questions
+from {{ cookiecutter.package_name }}.clients import NOT_ASKED, NOT_LOCAL, questions
 from {{ cookiecutter.package_name }}.registry import Registry
 from {{ cookiecutter.package_name }}.server import build_server
 from {{ cookiecutter.package_name }}.settings import Settings
@@ -189,8 +189,8 @@ def test_settings_are_asked_for_as_they_are_declared(project: Path) -> None:
         described = json.loads(archive.read("manifest.json"))
     (package,) = json.loads(entry_file.read_text(encoding="utf-8"))["packages"]
     variables = {each["name"]: each for each in package["environmentVariables"]}
-    assert NOT_LOCAL < set(Settings.model_fields)
-    local = [field for field in Settings.model_fields if field not in NOT_LOCAL]
+    assert NOT_LOCAL | NOT_ASKED < set(Settings.model_fields)
+    local = [field for field in Settings.model_fields if field not in NOT_LOCAL | NOT_ASKED]
     assert [each.field for each in questions()] == local == [*described["user_config"]]
     assert [*variables] == [f"MCP_{field.upper()}" for field in local]
     for field in local:

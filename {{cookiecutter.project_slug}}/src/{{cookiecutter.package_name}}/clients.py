@@ -9,15 +9,17 @@ from typing import Any, Literal, NamedTuple
 from . import NAME
 from .settings import PREFIX, Settings
 
-# What concerns HTTP, or whoever runs a server for others. All else, a setting of your own too, is asked of a person who
-# starts this one over stdio.
+# What concerns HTTP, or a server that is run for others: no part of one that a client starts over stdio.
 NOT_LOCAL = {
-    *("environment", "transport", "host", "port", "public_url", "http_sessions", "log_format"),
-    *("allowed_hosts", "allowed_origins", "trusted_proxies", "request_state_keys", "replicas", "grace_period_seconds"),
+    *("environment", "transport", "host", "port", "public_url", "http_sessions", "allowed_hosts", "allowed_origins"),
+    *("trusted_proxies", "request_state_keys", "replicas", "grace_period_seconds", "metrics_port", "metrics_host"),
     *("auth_mode", "auth_failures_per_minute", "auth_allow_anonymous", "jwt_issuer", "jwt_audience", "jwt_jwks_url"),
-    *("rate_limit_per_minute", "rate_limit_burst", "rate_limit_store", "rate_limit_on_store_error"),
-    *("max_concurrent_calls", "max_request_bytes", "max_result_bytes", "drain_delay_seconds", "drain_timeout_seconds"),
-    *("metrics_port", "metrics_host"),
+    *("rate_limit_store", "rate_limit_on_store_error", "drain_delay_seconds", "drain_timeout_seconds"),
+}
+# What a person who starts one has no need to be asked. All else is asked, a setting of your own too.
+NOT_ASKED = {
+    *("log_format", "rate_limit_per_minute", "rate_limit_burst"),
+    *("max_concurrent_calls", "max_request_bytes", "max_result_bytes"),
 }
 
 # What stands for the API key: each client fills it in from its environment, or asks for it.
@@ -44,7 +46,7 @@ def questions() -> Iterator[Question]:
     """The settings of a server that is started over stdio, as `Settings` declares them."""
     schema = Settings.model_json_schema()
     for field, declared in schema["properties"].items():
-        if field in NOT_LOCAL:
+        if field in NOT_LOCAL | NOT_ASKED:
             continue
         facts = {**declared, **next((each for each in declared.get("anyOf", ()) if each["type"] != "null"), {})}
         default = facts.get("default")
@@ -67,12 +69,12 @@ _KINDS: dict[str, Literal["number", "boolean"]] = {"integer": "number", "number"
 
 def _environment(settings: Settings) -> dict[str, str]:
     """What is configured here, for a server that is started elsewhere. A secret stays where it is."""
-    found = {}
-    for each in questions():
-        value = getattr(settings, each.field)
-        if not each.is_secret and value != Settings.model_fields[each.field].default:
-            found[each.variable] = _text(value)
-    return found
+    secret = {each.field for each in questions() if each.is_secret}
+    return {
+        f"{PREFIX}{field.upper()}": _text(value)
+        for field, declared in Settings.model_fields.items()
+        if field not in NOT_LOCAL | secret and (value := getattr(settings, field)) != declared.default
+    }
 
 
 def _text(value: Any) -> str:

@@ -42,7 +42,7 @@ class Wire:
         self._gathering: int | None = None
         self._is_due = False
         self._later: Callable[[Callable[[], None]], object] = lambda send: send()
-        sys.excepthook = self._crash
+        sys.excepthook = lambda *failure: self._crash(*failure, is_fatal=True)
         sys.unraisablehook = lambda failure: self._crash(failure.exc_type, failure.exc_value, failure.exc_traceback)
         threading.excepthook = lambda failure: self._crash(
             failure.exc_type, failure.exc_value, failure.exc_traceback, thread=getattr(failure.thread, "name", None)
@@ -197,30 +197,39 @@ class Wire:
         return json.dumps(head | fields).encode()
 
     def _crash(
-        self, kind: type[BaseException], failure: BaseException | None, trace: TracebackType | None, **fields: Any
+        self,
+        kind: type[BaseException],
+        failure: BaseException | None,
+        trace: TracebackType | None,
+        *,
+        is_fatal: bool = False,
+        **fields: Any,
     ) -> None:
         if kind is not KeyboardInterrupt:
-            self.report("critical", "crash", fields | {"exception": describe(failure or kind(), trace)})
+            shown = describe(failure or kind(), trace, is_fatal=is_fatal)
+            self.report("critical", "crash", fields | {"exception": shown})
 
 
-def describe(failure: BaseException, trace: TracebackType | None = None, depth: int = 4) -> dict[str, Any]:
+def describe(
+    failure: BaseException, trace: TracebackType | None = None, *, is_fatal: bool = False, depth: int = 4
+) -> dict[str, Any]:
     """An exception as the log shows it: its type, where it came from and its causes.
 
-    Never its text or local variables, which carry arguments and secrets; only a failed import, which has no caller's
-    data in it, keeps its text.
+    Never its text or local variables, which carry arguments and secrets; only a failed import that
+    ends the process (`is_fatal`), and so was no caller's, keeps its text.
     """
     found = extract_tb(trace or failure.__traceback__)
     shown: dict[str, Any] = {
         "type": f"{type(failure).__module__}.{type(failure).__qualname__}".removeprefix("builtins."),
         "at": [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in found[-12:]],
     }
-    if isinstance(failure, ImportError):
+    if is_fatal and isinstance(failure, ImportError):
         shown["text"] = str(failure)
     if isinstance(failure, BaseExceptionGroup) and depth:
-        shown["exceptions"] = [describe(each, depth=depth - 1) for each in failure.exceptions[:8]]
+        shown["exceptions"] = [describe(each, is_fatal=is_fatal, depth=depth - 1) for each in failure.exceptions[:8]]
     cause = failure.__cause__ or (None if failure.__suppress_context__ else failure.__context__)
     if cause is not None and depth:
-        shown["cause"] = describe(cause, depth=depth - 1)
+        shown["cause"] = describe(cause, is_fatal=is_fatal, depth=depth - 1)
     return shown
 
 
