@@ -30,7 +30,7 @@ def main(words: list[str]) -> int:
         for sabotage in row.sabotages
         if not words or any(word in f"{sabotage.name} {sabotage.file} {sabotage.test}" for word in words)
     ]
-    jobs = os.cpu_count() or 1
+    jobs = 2 * (os.cpu_count() or 1)  # as many as the suite itself has workers: it mostly waits
     with tempfile.TemporaryDirectory(prefix="plinth-") as name, ThreadPoolExecutor(jobs) as pool:
         pythons: SimpleQueue[Path] = SimpleQueue()
         for n in range(jobs):
