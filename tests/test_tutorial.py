@@ -32,7 +32,7 @@ def steps(markdown: str) -> Iterator[Step]:
     for block, after in zip(blocks[::2], blocks[1::2], strict=True):
         language, _, body = block.partition("\n")
         if language == "python":
-            file = re.findall(r"`(src/\S+\.py)`", text)[-1]
+            file = re.findall(r"`((?:src|tests)/\S+\.py)`", text)[-1]
             yield Step(f"cat >{file} <<'PYTHON'\n{body}PYTHON", "")
         elif language == "console":
             for command in re.split(r"^\$ ", body, flags=re.MULTILINE)[1:]:

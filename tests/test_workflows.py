@@ -22,6 +22,7 @@ BIN = Path(sys.executable).parent
 WRITES = {
     ("release.yml", "wheel"): {"attestations", "id-token"},
     ("release.yml", "image"): {"attestations", "id-token", "packages"},
+    ("canary.yml", "canary"): {"issues"},  # this repository's own
 }
 """What jobs may write; all others read the repository's contents and no more."""
 
