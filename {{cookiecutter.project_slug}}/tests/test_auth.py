@@ -464,6 +464,23 @@ def test_lists_over_stdio(start: Start, keys: Keys, way: Way) -> None:
         assert seen(Peer(way, server)) & PRIVILEGED == VISIBLE["one"]
 
 
+@pytest.mark.parametrize("way", STDIO, ids=str)
+@pytest.mark.parametrize(
+    ("method", "params"),
+    [
+        ("tools/call", {"name": "no_such_tool", "arguments": {}}),
+        ("prompts/get", {"name": "no_such_prompt"}),
+        ("resources/read", {"uri": "probe://nowhere"}),
+    ],
+)
+def test_wrong_key_learns_nothing_over_stdio(start: Start, keys: Keys, way: Way, method: str, params: Json) -> None:
+    """Not even that there is no such thing."""
+    peer = Peer(way, start(settings={"MCP_API_KEYS_FILE": str(keys.file), "MCP_API_KEY": "mcp_000000000000_wrong"}))
+    answer = peer.request(method, params)
+    error = answer["error"]["data"] if "error" in answer else answer["result"]["_meta"]["plinth/error"]
+    assert error["code"] == "unauthenticated"
+
+
 # Callers side by side
 
 

@@ -256,6 +256,7 @@ def test_tool_files_that_cannot_be_imported(problems_of: Callable[..., list[str]
         "tools/bada.py": TOOL.replace("tool()", "tool(scopes='orders:write')"),
         "tools/badb.py": TOOL.replace("tool()", "tool(cost=0)"),
         "tools/badc.py": TOOL.replace("tool()", "tool(timeout_seconds='5')"),
+        "tools/badd.py": TOOL + "\n\n" + TOOL.partition("\n\n\n")[2],
     }
     assert problems_of(files) == [
         "tools/bad1.py, line 1: invalid syntax",
@@ -270,6 +271,7 @@ def test_tool_files_that_cannot_be_imported(problems_of: Callable[..., list[str]
         "tools/bada.py, line 4: scopes is a set of names, as in scopes=['orders:write']",
         "tools/badb.py, line 4: cost is 1 or more",
         "tools/badc.py, line 4: timeout_seconds is a number greater than 0",
+        "tools/badd.py, line 10: bad: there is a tool of this name above; rename one",
     ]
 
 
@@ -287,6 +289,9 @@ def test_tools_that_cannot_be_served(problems_of: Callable[..., list[str]]) -> N
         "tools/bad8.py": TOOL.replace("bad()", "bad8(x: Annotated[int, Field(alias='y')])").replace(
             "from", "from typing import Annotated\nfrom pydantic import Field\nfrom", 1
         ),
+        "tools/bad9.py": TOOL.replace("bad()", "bad9(x: Iterable[str])").replace(
+            "from", "from collections.abc import Iterable\nfrom", 1
+        ),
         "resources/same.py": SAME,
         "tools/bad7.py": TOOL.replace("bad() -> str", "bad7()"),
         "resources/bad.py": TOOL.replace("import tool", "import resource").replace("@tool()", '@resource("a://{b}")'),
@@ -303,6 +308,7 @@ def test_tools_that_cannot_be_served(problems_of: Callable[..., list[str]]) -> N
             "tools/bad6.py: bad6: is a generator; return the whole value",
             "tools/bad7.py: bad7: has no return annotation; it is the schema of the result",
             "tools/bad8.py: bad8: x: an alias is not published; give the parameter the name it is to have",
+            "tools/bad9.py: bad9: an Iterable or Iterator is not validated before it is read; write list[...]",
             "tools/probes.py: probe_reached: tools/bad1.py has a tool of this name too; rename one",
             "resources/bad.py: bad: the variables of a://{b} are not the function's parameters",
             "resources/: two resources have the URI probe://text; change one",

@@ -195,6 +195,12 @@ def test_page_for_a_browser(peer: Peer) -> None:
     assert (strange.status_code, "<script>" in strange.text) == (421, False)
 
 
+def test_page_names_the_address_that_clients_use(start_peer: StartPeer) -> None:
+    """Behind a proxy it is another one than the server's own."""
+    peer = start_peer(HTTP[0], public_url="https://tools.example.com/x/mcp")
+    assert "<code>https://tools.example.com/x/mcp</code>" in peer.http.get(peer.url.replace("/mcp", "/")).text
+
+
 @pytest.mark.parametrize(("trusted", "client"), [("", "127.0.0.1"), ("127.0.0.1,10.0.0.0/8", "192.0.2.7")])
 def test_address_of_the_client(start_peer: StartPeer, trusted: str, client: str) -> None:
     """A proxy is believed if it is trusted, and only as far as the chain of trusted ones goes."""
@@ -264,6 +270,8 @@ def test_probes_while_the_server_starts(source: Path, tmp_path: Path, start: Sta
         headers = {"Content-Type": "application/json", "Accept": "*/*"}
         refused = http.post(f"{root}/mcp", content=PING, headers=headers)
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+        said = refused.json()["error"]["data"]
+        assert (said["code"], said["retryable"], said["retry_after_ms"]) == ("unavailable", True, 1000)
         server.wait_for("listening")
         assert http.get(f"{root}/readyz").status_code == 200
         assert http.post(f"{root}/mcp", content=PING, headers=headers).status_code == 200

@@ -135,7 +135,11 @@ def test_wrong_result_is_an_internal_error(peer: Peer) -> None:
 
 
 @pytest.mark.parametrize(
-    "tool", ["probe_refused_inside", "probe_stray_cancel", "probe_exits", "probe_exits_in_a_thread"]
+    "tool",
+    [
+        *("probe_refused_inside", "probe_stray_cancel", "probe_exits", "probe_exits_in_a_thread"),
+        *("probe_panics", "probe_panics_in_a_thread"),
+    ],
 )
 def test_whatever_a_tool_raises_is_its_own_crash(peer: Peer, tool: str) -> None:
     """It is not taken for the caller's fault, and does not end the server."""

@@ -84,6 +84,8 @@ BAD = {
         "must be memory://, or an address that starts with redis://",
     ),
     "MCP_AUTH_FAILURES_PER_MINUTE": ("0", "must be at least 1"),
+    "MCP_UPSTREAM_BASE_URL": ("canary.example.com", "must be an http or https address without user"),
+    "MCP_UPSTREAM_TOKEN": ("canary with spaces", "must be visible ASCII characters"),
     "MCP_REQUEST_STATE_KEYS": ("too-short-canary", "must be keys of at least 32 characters each"),
 }
 
@@ -153,6 +155,7 @@ def test_secret_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ({"MCP_REQUEST_STATE_KEYS_FILE": "x", "MCP_REQUEST_STATE_KEYS": KEY}, "both are set; keep one"),
         ({"MCP_REQUEST_STATE_KEYS_FILE": os.devnull}, "MCP_REQUEST_STATE_KEYS: must be keys of at least 32 characters"),
         ({"MCP_REQUEST_STATE_KEYS": ","}, "MCP_REQUEST_STATE_KEYS: must be keys of at least 32 characters"),
+        ({"MCP_RATE_LIMIT_STORE": "redis://[x"}, "MCP_RATE_LIMIT_STORE: must be memory://, or an address"),
     ],
 )
 def test_secret_file_that_cannot_be_used(

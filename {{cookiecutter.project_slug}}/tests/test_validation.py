@@ -98,6 +98,19 @@ def test_default_bounds_hold_at_every_depth(peer: Peer, arguments: Json, problem
     assert peer.error("probe_nested", node=arguments)["message"] == problem
 
 
+@pytest.mark.parametrize(
+    ("argument", "problem"),
+    [
+        ({"queue": ["x"] * 1001}, "queue: must have at most 1000 items"),
+        ({"order": {f"k{number}": 1 for number in range(1001)}}, "order: must have at most 1000 items"),
+        ({"address": f"https://example.com/{'x' * 10_000}"}, "address: must be a URL of at most 10000 characters"),
+    ],
+)
+def test_default_bounds_hold_for_rarer_types(peer: Peer, argument: Json, problem: str) -> None:
+    """Which have kinds of their own in pydantic."""
+    assert peer.error("probe_nested", node={"name": "x"}, **argument)["message"] == problem
+
+
 def test_own_bound_wins_wherever_it_is_written(peer: Peer) -> None:
     """In the annotation or in the default."""
     error = peer.error("probe_nested", node={"name": "x"}, mark="abcd")
@@ -130,5 +143,8 @@ def test_schema_publishes_the_defaults_that_bound(peer: Peer) -> None:
     words = schema["properties"]["words"]["anyOf"][0]
     assert (words["maxItems"], words["items"]["maxLength"]) == (1000, 10_000)
     assert schema["properties"]["json"]["maxLength"] == 5
+    nested = next(tool for tool in listed if tool["name"] == "probe_nested")["inputSchema"]["properties"]
+    queue, order, address = (nested[name]["anyOf"][0] for name in ("queue", "order", "address"))
+    assert (queue["maxItems"], order["maxProperties"], address["maxLength"]) == (1000, 1000, 10_000)
     assert schema["additionalProperties"] is False
     assert schema["$defs"]["Line"]["additionalProperties"] is False

@@ -75,7 +75,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog=NAME, description=metadata.metadata(NAME)["Summary"], allow_abbrev=False)
+    parser = _Parser(prog=NAME, description=metadata.metadata(NAME)["Summary"].replace("%", "%%"), allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"{NAME} {metadata.version(NAME)}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=_Parser)
 

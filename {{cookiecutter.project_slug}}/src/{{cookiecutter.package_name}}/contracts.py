@@ -174,6 +174,8 @@ def _bound(core: Any) -> Any:
         for each in core:
             _bound(each)
     elif isinstance(core, dict):
+        if core.get("type") == "generator":  # it would be validated while the tool reads it, and never as a whole
+            raise TypeError("an Iterable or Iterator is not validated before it is read; write list[...]")
         limit = _LIMITS.get(core.get("type", ""))
         if limit is not None and (core["type"] != "tuple" or "variadic_item_index" in core):
             core.setdefault("max_length", limit)
@@ -186,8 +188,8 @@ def _bound(core: Any) -> Any:
 
 
 _LIMITS = {
-    **dict.fromkeys(("str", "bytes"), MAX_CHARACTERS),
-    **dict.fromkeys(("list", "set", "frozenset", "tuple", "dict"), MAX_ITEMS),
+    **dict.fromkeys(("str", "bytes", "url", "multi-host-url"), MAX_CHARACTERS),
+    **dict.fromkeys(("list", "set", "frozenset", "tuple", "deque", "dict", "ordered-dict"), MAX_ITEMS),
 }
 
 

@@ -118,7 +118,11 @@ class Served:
             raise Crashed from error
         except BaseExceptionGroup as group:
             raise (_only_call_error(group) or Crashed()) from group
-        except (ValidationError, SystemExit, KeyboardInterrupt, GeneratorExit) as error:
+        except ValidationError as error:
+            raise Crashed from error
+        except Exception:
+            raise
+        except BaseException as error:  # Rust's panics are such, and would end the server
             raise Crashed from error
         if isinstance(value, types.InputRequiredResult) and ctx.protocol_version not in MODERN_PROTOCOL_VERSIONS:
             raise Failed(_NEEDS_MODERN)

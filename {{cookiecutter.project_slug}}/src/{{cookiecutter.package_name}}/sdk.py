@@ -221,9 +221,18 @@ def http_status(code: int | None) -> int:
 
 
 def complete_error(
-    code: int, message: str, data: Any, transport: Transport, rpc_id: Any, client: str | None = None
+    code: int,
+    message: str,
+    data: Any,
+    transport: Transport,
+    rpc_id: Any,
+    client: str | None = None,
+    outcome: Outcome | None = None,
 ) -> dict[str, Any]:
-    """The `error` member of a JSON-RPC error, completed and logged if no guard has seen it."""
+    """The `error` member of a JSON-RPC error, completed and logged if no guard has seen it.
+
+    `outcome`: else `invalid_request`, or `internal` for the SDK's own word for a crash.
+    """
     kept = data if isinstance(data, dict) else {}
     if "request_id" not in kept:
         if code == PARSE_ERROR:
@@ -231,7 +240,8 @@ def complete_error(
         elif message.startswith("Validation error"):  # goes on with pydantic's text, which quotes the input
             code, message = INVALID_REQUEST, NOT_A_MESSAGE
         request_id = new_request_id()
-        outcome = Internal().outcome if code == INTERNAL_ERROR else Outcome("invalid_request", message)
+        if outcome is None:
+            outcome = Internal().outcome if code == INTERNAL_ERROR else Outcome("invalid_request", message)
         principal = Principal("local") if transport == "stdio" else ANONYMOUS
         nothing = frozenset[str]()
         call = Call(request_id, rpc_id, "unknown", None, nothing, principal, transport, "unknown", client=client)

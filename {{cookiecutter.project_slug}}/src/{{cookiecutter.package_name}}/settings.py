@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 from ipaddress import ip_address, ip_network
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, LiteralString
 from urllib.parse import unquote, urlsplit
 
 from dotenv import dotenv_values
@@ -14,7 +14,7 @@ from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from .errors import StartError
-from .validation import problems_of
+from .validation import SETTING, problems_of
 
 PREFIX = "MCP_"
 
@@ -124,41 +124,45 @@ class Settings(BaseSettings):
         try:
             return tuple(str(ip_network(each)) for each in value)
         except ValueError:
-            raise PydanticCustomError("no_address", "each: an IP address, or a network as in 10.0.0.0/8") from None
+            raise _wrong("must be IP addresses, or networks as in 10.0.0.0/8, separated by commas") from None
 
     @field_validator("jwt_issuer", "jwt_jwks_url", "public_url")
     @classmethod
     def _is_url(cls, value: str | None) -> str | None:
         if value is not None and not is_safe_url(value):
-            raise PydanticCustomError("no_url", "an https address, or http on this machine")
+            raise _wrong("must be an https address (http on this machine) without user, query and fragment")
         return value
 
     @field_validator("upstream_base_url")
     @classmethod
     def _is_address(cls, value: str | None) -> str | None:
         if value is not None and not is_address(value):
-            raise PydanticCustomError("no_address", "an http or https address without user, query and fragment")
+            raise _wrong("must be an http or https address without user, query and fragment")
         return value
 
     @field_validator("upstream_token")
     @classmethod
     def _fits_a_header(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and not re.fullmatch("[!-~]+", value.get_secret_value()):
-            raise PydanticCustomError("no_token", "visible ASCII characters")
+            raise _wrong("must be visible ASCII characters, without spaces")
         return value
 
     @field_validator("rate_limit_store")
     @classmethod
     def _is_store(cls, value: SecretStr) -> SecretStr:
-        if urlsplit(value.get_secret_value()).scheme not in ("memory", "redis", "rediss", "unix"):
-            raise PydanticCustomError("no_store", "memory://, redis://host:port/0, rediss:// or unix://")
+        try:
+            is_known = urlsplit(value.get_secret_value()).scheme in ("memory", "redis", "rediss", "unix")
+        except ValueError:
+            is_known = False
+        if not is_known:
+            raise _wrong("must be memory://, or an address that starts with redis://, rediss:// or unix://")
         return value
 
     @field_validator("request_state_keys")
     @classmethod
     def _long_enough(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and min(map(len, _parts(value)), default=0) < 32:
-            raise PydanticCustomError("key_too_short", "each key: 32 characters or more")
+            raise _wrong("must be keys of at least 32 characters each, separated by commas")
         return value
 
     @property
@@ -204,6 +208,10 @@ def load_settings(overrides: Mapping[str, Any]) -> Settings:
     for name in [*(f"{PREFIX}{field.upper()}" for field in _secrets()), f"{PREFIX}LOCAL_SCOPES"]:
         os.environ.pop(name, None)  # neither tools nor the processes they start are to find it
     return settings
+
+
+def _wrong(text: LiteralString) -> PydanticCustomError:
+    return PydanticCustomError(SETTING, text)
 
 
 def _missing(settings: Settings) -> Iterator[str]:

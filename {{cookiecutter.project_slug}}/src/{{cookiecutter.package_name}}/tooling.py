@@ -202,6 +202,9 @@ def _mark(kind: Kind, *, scopes: Iterable[str], timeout_seconds: float | None, *
         raise DeclarationError("timeout_seconds is a number greater than 0")
 
     def mark(function: _F) -> _F:
+        earlier = getattr(function, "__globals__", {}).get(function.__name__)
+        if (other := getattr(earlier, _MARK, None)) is not None and other.kind == kind:
+            raise DeclarationError(f"{function.__name__}: there is a {kind} of this name above; rename one")
         declared = Declaration(kind=kind, function=function, scopes=scopes, timeout_seconds=timeout_seconds, **options)
         setattr(function, _MARK, declared)
         return function

@@ -31,10 +31,6 @@ _TEXTS = {
     "string_too_long": "must have at most {max_length} characters",
     "string_pattern_mismatch": "must match the pattern {pattern}",
     "string_unicode": "must be valid Unicode",
-    "no_address": "must be IP addresses, or networks as in 10.0.0.0/8, separated by commas",
-    "no_store": "must be memory://, or an address that starts with redis://, rediss:// or unix://",
-    "no_url": "must be an https address (http on this machine) without user, query and fragment",
-    "key_too_short": "must be keys of at least 32 characters each, separated by commas",
     "literal_error": "must be {expected}",
     "enum": "must be {expected}",
     "greater_than": "must be greater than {gt}",
@@ -73,6 +69,8 @@ _TEXTS = {
     "union_tag_invalid": "must have a tag of {expected_tags}",
     "union_tag_not_found": "must have the tag {discriminator}",
 }  # fmt: skip
+SETTING = "setting"
+"""The type of an error of `settings.py`, whose text is that of the line: it never holds the value."""
 _PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,39}")
 
 
@@ -96,6 +94,8 @@ def problems_of(
     for found in error.errors(include_url=False, include_input=False):
         place, kind = found["loc"], found["type"]
         text = _TEXTS.get(kind, "is not valid; see its schema").format_map(_Rule(found.get("ctx", {})))
+        if kind == SETTING:
+            text = found["msg"]
         if kind in ("extra_forbidden", "unexpected_keyword_argument"):
             text = "is unknown; remove it"
             if len(place) == 1:

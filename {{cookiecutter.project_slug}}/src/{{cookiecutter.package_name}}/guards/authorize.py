@@ -19,13 +19,17 @@ class Authorize:
 
     async def __call__(self, call: Call, proceed: Proceed) -> Any:
         principal, needs = call.principal, call.needs
-        if call.rejected is not None and (needs or call.target is not None):
+        if call.rejected is not None and (needs or call.target is not None or call.method in _NAMES_A_TARGET):
             raise Unauthenticated(call.rejected.message)
         if principal.kind == "anonymous" and not self._is_open and call.target is not None:
             raise Unauthenticated("Send a credential.")
         if needs <= principal.scopes:
             return await proceed(call)
         raise Forbidden(lacking(principal, needs))
+
+
+# Where nobody is told what there is before the credential is good.
+_NAMES_A_TARGET = ("tools/call", "prompts/get", "resources/read")
 
 
 def lacking(principal: Principal, needs: frozenset[str]) -> str:

@@ -20,7 +20,7 @@ from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS, LATEST_HANDSHAKE_VERS
 from pydantic_core import to_json
 
 from .. import NAME
-from ..errors import Internal
+from ..errors import Internal, Outcome
 from ..sdk import NOT_A_MESSAGE, answer, http_status, one_request
 from ..server import Application
 from .admission import Admission
@@ -32,6 +32,7 @@ from .readiness import Readiness
 from .refusals import Refused
 from .sessions import Sessions
 
+_STARTING = Outcome("unavailable", "The server is starting. Retry after 1 s.", retryable=True, retry_after_ms=1000)
 _JSON = [(b"content-type", b"application/json")]
 _PAGE_HEADERS = [
     (b"content-type", b"text/html; charset=utf-8"),
@@ -115,7 +116,7 @@ class Edge:
         if not all(accepts(headers.get("accept", ""))):
             raise Refused(406, "Accept both application/json and text/event-stream.")
         if self._readiness.state == "starting":
-            raise Refused(503, "The server is starting. Retry after 1 s.", headers={b"retry-after": b"1"})
+            raise Refused(503, _STARTING.message, code=503, headers={b"retry-after": b"1"}, outcome=_STARTING)
         body = await self._body(headers, receive)
         if body is None:
             return  # the client has gone
@@ -202,7 +203,7 @@ class Edge:
 
     async def _page(self, scope: Scope, send: Send) -> None:
         host = self._check_names(scope)["host"]
-        url = html.escape(f"{scope['scheme']}://{host}/mcp")
+        url = html.escape(self._app.settings.public_url or f"{scope['scheme']}://{host}/mcp")
         version = html.escape(self._app.mcp.version or "")
         page = _PAGE.substitute(name=html.escape(NAME), version=version, url=url).encode()
         await self._send(send, 200, page, _PAGE_HEADERS)

@@ -5,11 +5,14 @@ import re
 from http import HTTPStatus
 from typing import Any, cast
 
+from mcp_types import INVALID_REQUEST
 from pydantic_core import to_json
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from ..errors import Outcome
 from .refusals import refusal
 
+_STOPPING = Outcome("shutting_down", "The server is stopping. Send this again.", retryable=True, level="warning")
 _RECEIVE_SECONDS = 10  # for a whole request, and a second more for each _LEAST_RATE bytes of it
 _LEAST_RATE = 10_000
 _LARGEST_HEAD = 65_536  # bytes of request line, headers and trailers
@@ -132,7 +135,7 @@ class Protocol(HttpToolsProtocol):
         if not self._received and self.is_expected:
             self.transport.close()
         elif not self._is_whole:
-            self._refuse(503, "The server is stopping. Send this again.")
+            self._refuse(503, _STOPPING.message, _STOPPING)
 
     @property
     def owes_answer(self) -> bool:
@@ -159,7 +162,7 @@ class Protocol(HttpToolsProtocol):
         else:
             self.transport.close()
 
-    def _refuse(self, status: int, text: str) -> None:
+    def _refuse(self, status: int, text: str, outcome: Outcome | None = None) -> None:
         cycle: Any = self.cycle
         if cycle is not None and not cycle.response_complete:
             if not cycle.more_body:  # it is whole, and owed its answer; what is wrong came after it
@@ -170,7 +173,7 @@ class Protocol(HttpToolsProtocol):
                 self.transport.abort()
                 return
         if not self.transport.is_closing():
-            body = to_json(refusal(text))
+            body = to_json(refusal(text, code=INVALID_REQUEST if outcome is None else status, outcome=outcome))
             head = (
                 f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"
                 f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"

@@ -6,7 +6,7 @@ from typing import Any
 from mcp_types import INVALID_REQUEST
 
 from ..calls import Call
-from ..errors import CallError
+from ..errors import CallError, Outcome
 from ..guards.request_log import log_request
 from ..logs import Events
 from ..sdk import complete_error
@@ -24,11 +24,12 @@ class Refused(Exception):
         data: Any = None,
         rpc_id: str | int | None = None,
         headers: Mapping[bytes, bytes] | None = None,
+        outcome: Outcome | None = None,
     ) -> None:
         super().__init__(text)
         self.status = status
         self.headers = dict(headers or {})
-        self._error = {"text": text, "code": code, "data": data, "rpc_id": rpc_id}
+        self._error = {"text": text, "code": code, "data": data, "rpc_id": rpc_id, "outcome": outcome}
 
     def body(self, client: str | None) -> dict[str, Any]:
         """The JSON-RPC error, complete and logged. `client`: the address it goes to."""
@@ -57,6 +58,8 @@ def refusal(
     data: Any = None,
     rpc_id: str | int | None = None,
     client: str | None = None,
+    outcome: Outcome | None = None,
 ) -> dict[str, Any]:
-    """A JSON-RPC error, complete and logged."""
-    return {"jsonrpc": "2.0", "id": rpc_id, "error": complete_error(code, text, data, "http", rpc_id, client)}
+    """A JSON-RPC error, complete and logged. `outcome`: where it is the server that cannot, not the request."""
+    error = complete_error(code, text, data, "http", rpc_id, client, outcome)
+    return {"jsonrpc": "2.0", "id": rpc_id, "error": error}
