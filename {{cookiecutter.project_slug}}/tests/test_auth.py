@@ -17,6 +17,10 @@ import pytest
 
 from {{ cookiecutter.package_name }} import NAME
 from {{ cookiecutter.package_name }}.auth.api_keys import new_key
+from {{ cookiecutter.package_name }}.auth.principal import ANONYMOUS
+from {{ cookiecutter.package_name }}.calls import Call
+from {{ cookiecutter.package_name }}.errors import Unauthenticated
+from {{ cookiecutter.package_name }}.guards.authorize import Authorize
 
 from .conftest import Start
 from .harness import HTTP, LEGACY, SERVE_HTTP, STDIO, Json, Peer, Server, Way, answer_of
@@ -462,6 +466,19 @@ def test_lists_over_stdio(start: Start, keys: Keys, way: Way) -> None:
     with_scopes = start(settings={"MCP_LOCAL_SCOPES": "probe:use"})
     for server in (with_key, with_scopes):
         assert seen(Peer(way, server)) & PRIVILEGED == VISIBLE["one"]
+
+
+async def test_guard_holds_without_the_way_in() -> None:
+    """Whatever way a call came by, nobody without a credential reaches a tool of a server that asks for one."""
+
+    async def reached(call: Call) -> str:
+        return call.method
+
+    tool = next(iter(registry().tools.values()))
+    call = Call("id", 1, "tools/call", tool, frozenset(), ANONYMOUS, "http", "2026-07-28")
+    assert await Authorize(is_open=True)(call, reached) == "tools/call"
+    with pytest.raises(Unauthenticated):
+        await Authorize(is_open=False)(call, reached)
 
 
 @pytest.mark.parametrize("way", STDIO, ids=str)

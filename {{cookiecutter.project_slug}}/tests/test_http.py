@@ -57,7 +57,8 @@ def test_refusal_at_the_edge(peer: Peer, body: bytes, headers: dict[str, str], s
     error = answer.json()["error"]
     assert error["data"]["code"] == "invalid_request"
     assert "pydantic" not in answer.text
-    assert peer.logged(error["data"]["request_id"])["outcome"] == "invalid_request"
+    line = peer.logged(error["data"]["request_id"])
+    assert (line["outcome"], line["duration_ms"]) == ("invalid_request", 0)
 
 
 @pytest.mark.parametrize("way", HTTP, ids=str)
@@ -70,6 +71,9 @@ def test_unknown_protocol_version(peer: Peer) -> None:
     assert (answer.status_code, error["code"], answer.json()["id"]) == (400, -32022, message["id"])
     assert error["data"]["supported"] == [MODERN]
     assert error["data"]["code"] == "invalid_request"
+    notification = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 1}}
+    answer = peer.post(notification | {"params": {}}, {"MCP-Protocol-Version": "2099-01-01"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, -32022)
 
 
 def raw(peer: Peer, data: bytes) -> bytes:
@@ -234,6 +238,20 @@ def test_readiness_follows_what_tools_depend_on(start_peer: StartPeer) -> None:
     peer.server.wait_for("store_closed")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+def test_stop_shows_although_a_check_has_no_end(start_peer: StartPeer) -> None:
+    """What the check says of a server that is to stop is of no interest any more."""
+    peer = start_peer(HTTP[0], drain_delay_seconds=str(PATIENCE))
+    peer.call("probe_store", health="hanging")
+    time.sleep(1.1)  # a check is good for a second
+    with ThreadPoolExecutor() as pool:
+        asked = pool.submit(peer.http.get, peer.url.replace("/mcp", "/readyz"))
+        time.sleep(0.3)
+        peer.server.process.terminate()
+        answer = asked.result()
+    assert (answer.status_code, answer.json()) == (503, {"status": "draining"})
+
+
 SLOW = """
 @asynccontextmanager
 async def open_slowly(settings):
@@ -320,6 +338,10 @@ def test_legacy_sessions(start: Start, sessions: str) -> None:
     hello = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "raw", "version": "0"}}
     answer = peer.post(peer.message("initialize", hello))
     assert ("mcp-session-id" in answer.headers) == (sessions == "stateful")
+    answer = peer.post(peer.message("tools/list"))  # without the session
+    assert answer.status_code == (400 if sessions == "stateful" else 200)
+    if sessions == "stateful":
+        assert answer.json()["error"]["data"]["code"] == "invalid_request"
     peer.http.close()
 
 

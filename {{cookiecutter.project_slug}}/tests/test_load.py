@@ -1,6 +1,8 @@
 """Too much, too slow, or stuck: what one caller does must not hold up the others."""
 
 import contextlib
+import json
+import socket
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +12,7 @@ import pytest
 
 from .conftest import StartPeer
 from .harness import HTTP, PATIENCE, STDIO, Peer, Way, answer_of
+from .test_http import request
 
 
 def test_stalled_loop_is_logged_with_the_tool(start_peer: StartPeer, way: Way) -> None:
@@ -67,6 +70,18 @@ def test_client_that_leaves(peer: Peer, way: Way) -> None:
         peer.http.post(peer.url, json=message, headers=peer.headers(message), timeout=0.3)
     outcome = "cancelled" if way == HTTP[0] else "ok"
     assert peer.server.wait_for("request", rpc_id=message["id"])["outcome"] == outcome
+
+
+def test_client_that_leaves_pipelined_requests(start_peer: StartPeer) -> None:
+    """The first of them ends too, though another has come after it on its connection."""
+    peer = start_peer(HTTP[0])
+    message = peer.message("tools/call", {"name": "probe_waits", "arguments": {"seconds": PATIENCE}})
+    lines = [f"{name}: {value}" for name, value in peer.headers(message).items() if name.startswith("M")]
+    address = httpx2.URL(peer.url)
+    with socket.create_connection((address.host, address.port or 0)) as connection:
+        connection.sendall(2 * request(json.dumps(message).encode(), *lines))
+        peer.server.wait_for("waiting")
+    assert peer.server.wait_for("request")["outcome"] == "cancelled"
 
 
 @pytest.mark.parametrize("way", HTTP, ids=str)
