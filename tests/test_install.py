@@ -16,7 +16,8 @@ import matrix
 pytestmark = [pytest.mark.install, pytest.mark.timeout(600)]
 
 HOSTILE = (
-    "\"quotes\", 'apostrophes', \\back\\slashes, 🔩, {{ 7 * 7 }}, {% raw %}, \u05d0\u05d1 \u200f, <b>, $HOME, %s, 100%, %(x)d, # x"
+    "\"quotes\", 'apostrophes', \\back\\slashes, 🔩, {{ 7 * 7 }}, {% raw %}, \u05d0\u05d1 \u200f, <b>, $HOME, %s, # x"
+    ", 100%, %(x)d"
 )
 
 

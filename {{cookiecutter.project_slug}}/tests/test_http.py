@@ -62,6 +62,15 @@ def test_refusal_at_the_edge(peer: Peer, body: bytes, headers: dict[str, str], s
 
 
 @pytest.mark.parametrize("way", HTTP, ids=str)
+def test_response_of_a_client(peer: Peer, way: Way) -> None:
+    """In 2026-07-28 a server asks nothing, so it is no message there; before, it is accepted."""
+    answer = peer.post(b'{"jsonrpc": "2.0", "id": 1, "result": {}}')
+    assert answer.status_code == (400 if way == HTTP[0] else 202)
+    if way == HTTP[0]:
+        assert (answer.json()["id"], answer.json()["error"]["data"]["code"]) == (1, "invalid_request")
+
+
+@pytest.mark.parametrize("way", HTTP, ids=str)
 def test_unknown_protocol_version(peer: Peer) -> None:
     """The versions that are served are named."""
     message = peer.message("ping", {"_meta": {"io.modelcontextprotocol/protocolVersion": "2099-01-01"}})
@@ -341,7 +350,9 @@ def test_legacy_sessions(start: Start, sessions: str) -> None:
     answer = peer.post(peer.message("tools/list"))  # without the session
     assert answer.status_code == (400 if sessions == "stateful" else 200)
     if sessions == "stateful":
-        assert answer.json()["error"]["data"]["code"] == "invalid_request"
+        error = answer.json()["error"]
+        assert (error["data"]["code"], error["data"]["message"]) == ("invalid_request", error["message"])
+        assert not error["message"].startswith("{"), "the SDK's own answer, not a part of it"
     peer.http.close()
 
 

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import hmac
 import json
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ import httpx2
 import pytest
 from cryptography.hazmat.primitives import serialization
 
+from {{ cookiecutter.package_name }} import NAME
 from {{ cookiecutter.package_name }}.auth.credentials import Rejected
 from {{ cookiecutter.package_name }}.auth.jwt import JwtAuthenticator
 from {{ cookiecutter.package_name }}.auth.principal import Principal
@@ -23,6 +25,7 @@ from {{ cookiecutter.package_name }}.settings import load_settings
 from .authorization_server import AuthorizationServer, SigningKey, base64url
 from .conftest import StartPeer
 from .harness import HTTP, PATIENCE, SERVE_HTTP, Json, Peer, Server, Way
+from .test_auth import what_reading_takes
 
 AUDIENCE = "https://tools.example.com/mcp"
 SCOPES = "probe:use probe:more"  # what the guarded tool needs
@@ -314,6 +317,22 @@ def test_attack(guarded: Guarded, way: Way, attack: str) -> None:
     assert call(peer, good, "probe_reached").json()["result"]["structuredContent"] == reached
     shown = answer.text + challenge + b"".join(peer.server.stderr).decode()
     assert not [part for part in token.split(".") if len(part) > 16 and part in shown]
+
+
+def test_metadata_of_the_resource(guarded: Guarded) -> None:
+    """Where a challenge says, for whoever asks: the resource, its issuer, and the scopes to begin with (RFC 9728)."""
+    issuer, peer = guarded[0], guarded[1][HTTP[0]]
+    found = re.search('resource_metadata="([^"]+)"', call(peer, "none").headers["www-authenticate"])
+    assert found is not None
+    answer = peer.http.get(found[1])
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
+    assert answer.json() == {
+        "resource": peer.url,
+        "authorization_servers": [issuer.issuer],
+        "bearer_methods_supported": ["header"],
+        "resource_name": NAME,
+        "scopes_supported": what_reading_takes().split(),
+    }
 
 
 def test_token_that_is_good(guarded: Guarded, way: Way) -> None:
