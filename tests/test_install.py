@@ -100,6 +100,11 @@ class TestDefaults(Checks):
     tests = f"{NAMING} tests/test_drain.py tests/test_shop.py tests/test_stdio.py"
     answers: ClassVar[dict[str, str]] = {}
 
+    def test_types_hold_on_the_newest_python(self, project: Installed) -> None:
+        """The standard library's own types change with it, and a project's CI checks them there."""
+        checked = run(project.path, "uv run mypy --python-version 3.14", project.python)
+        assert checked.returncode == 0, checked.stdout
+
 
 class TestSmallest(Checks):
     """All that can be left out, left out."""

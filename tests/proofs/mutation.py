@@ -67,7 +67,7 @@ TESTS = {
     "serving/exchange": "http listen outcomes load",
     "serving/headers": "http conformance auth",
     "serving/http": "drain http listen",
-    "serving/lifecycle": "drain stdio http",
+    "serving/lifecycle": "drain stdio http load",
     "serving/listener": "http drain",
     "serving/messages": "load stdio http",
     "serving/output": "stdio logs",

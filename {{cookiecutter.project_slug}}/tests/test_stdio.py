@@ -1,6 +1,7 @@
 """The pipe: every request that was read gets its answer, and what is no message is told so."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 
 from .conftest import Start
 from .harness import ENVELOPE, MODERN, PACKAGE, PATIENCE, STDIO, Json, Peer, Way, environment, run_lines
+from .test_http import SLOW
 from .test_logs import calls_of
 
 
@@ -201,6 +203,24 @@ def test_output_that_cannot_be_written(source: Path, way: Way) -> None:
     assert done.returncode == 1
     assert [event["event"] for event in log if event["level"] == "error"] == ["stdout_failed", "stopped"]
     assert log[-1]["lost_calls"] >= 1
+
+
+def test_answers_larger_than_the_pipe(peer: Peer) -> None:
+    """What the pipe does not take at once follows when the client reads."""
+    for _ in range(5):
+        answer = peer.call("probe_large", size=400_000)
+        assert answer["result"]["structuredContent"] == {"result": "x" * 400_000}
+
+
+def test_client_that_goes_while_the_server_starts(source: Path, tmp_path: Path, start: Start) -> None:
+    """What is still being opened then is for nobody, and is not waited for."""
+    copy = tmp_path / "source"
+    shutil.copytree(source, copy)
+    with (copy / PACKAGE / "tools" / "serving.py").open("a", encoding="utf-8") as file:
+        file.write(SLOW.replace("1.5", "600"))
+    server = start(source=copy)
+    assert server.finish() == (0, [])
+    assert server.wait_for("stopped")["cut_calls"] == 0
 
 
 def test_progress_comes_before_the_answer(peer: Peer) -> None:

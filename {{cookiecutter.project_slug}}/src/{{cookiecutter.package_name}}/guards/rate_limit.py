@@ -2,7 +2,7 @@
 
 import os
 from functools import lru_cache
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Any, Literal
 
 from ..calls import Call, Proceed
@@ -48,6 +48,6 @@ def address_key(address: str | None) -> str:
         found = ip_address(address or "")
     except ValueError:
         return "address:unknown"
-    if found.version == 6:
+    if isinstance(found, IPv6Address):
         found = found.ipv4_mapped or found
-    return f"address:{found if found.version == 4 else ip_network((found, 64), strict=False)}"
+    return f"address:{ip_network((found, 64), strict=False) if isinstance(found, IPv6Address) else found}"
