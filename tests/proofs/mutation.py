@@ -56,7 +56,7 @@ TESTS = {
     "guards/drain": "drain stdio listen",
     "guards/rate_limit": "limits",
     "guards/request_log": "outcomes logs metrics",
-    "outbound/breaker": "breaker outbound",
+    "outbound/breaker": "breaker retries outbound",
     "outbound/bulkhead": "outbound",
     "outbound/public": "public",
     "outbound/retries": "retries outbound",

@@ -196,6 +196,9 @@ def test_methods(peer: Peer, way: Way) -> None:
         assert (answer.status_code, answer.json()["error"]["data"]["code"]) == (405, "invalid_request"), (method, path)
         assert answer.headers["allow"] == ("GET, HEAD" if path != "/mcp" else "POST" if way == HTTP[0] else "GET, POST")
     assert peer.http.head(peer.url.replace("/mcp", "/readyz")).status_code == 200
+    if way != HTTP[0]:
+        answer = peer.http.get(peer.url, headers=headers | {"Accept": "application/json"})
+        assert (answer.status_code, answer.json()["error"]["data"]["code"]) == (406, "invalid_request")
 
 
 @pytest.mark.parametrize("way", HTTP[:1], ids=str)

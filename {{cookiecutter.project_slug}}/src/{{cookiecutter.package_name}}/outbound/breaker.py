@@ -21,10 +21,10 @@ class Breaker:
         clock: Callable[[], float],
         on_change: Callable[[State], None],
         *,
-        least: int = 20,
-        rate: float = 0.5,
-        window: float = 30,
-        rest: float = 5,
+        least: int,
+        rate: float,
+        window: float,
+        rest: float,
         longest_rest: float = 60,
     ) -> None:
         """
@@ -100,9 +100,7 @@ class Breaker:
 class RetryBudget:
     """Lets retries be a share of the calls, and a few a second more: clients that all retry would triple an outage."""
 
-    def __init__(
-        self, clock: Callable[[], float], *, share: float = 0.2, per_second: float = 1, reserve: float = 20
-    ) -> None:
+    def __init__(self, clock: Callable[[], float], *, share: float, per_second: float, reserve: float) -> None:
         """
         Args:
             clock: in seconds.
