@@ -1,6 +1,6 @@
 """Measure the generated server next to its rivals: `python3 tests/benchmarks/run.py [--quick] [--only PART[,PART]]`.
 
-Needs nothing but Python, and a machine that does nothing else; takes nine minutes, two with `--quick`, and more the first
+Needs nothing but Python, and a machine that does nothing else; takes eleven minutes, two with `--quick`, and more the first
 time. Installs what it needs in this folder. The servers run on the Python at hand, or on that of UV_PYTHON.
 """
 

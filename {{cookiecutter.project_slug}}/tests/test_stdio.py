@@ -212,6 +212,35 @@ def test_answers_larger_than_the_pipe(peer: Peer) -> None:
         assert answer["result"]["structuredContent"] == {"result": "x" * 400_000}
 
 
+def test_input_from_a_file(source: Path, tmp_path: Path, way: Way) -> None:
+    """`server <requests` is served as a pipe is, though a file cannot be polled."""
+    messages = calls_of(way, *(call(n, "probe_waits", seconds=0.2) for n in range(1, 4)))
+    path = tmp_path / "requests"
+    path.write_text("".join(json.dumps(message) + "\n" for message in messages), encoding="utf-8")
+    with path.open("rb") as file:
+        command = [sys.executable, "-m", PACKAGE]
+        done = subprocess.run(
+            command, stdin=file, capture_output=True, env=environment(source), timeout=PATIENCE, check=True
+        )
+    assert {1, 2, 3} <= {json.loads(line)["id"] for line in done.stdout.splitlines()}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such terminals")
+def test_signal_at_a_terminal(source: Path) -> None:
+    """Nobody types, and the read that waits for it holds nothing up."""
+    import pty
+
+    ours, theirs = pty.openpty()
+    with open(theirs, "rb") as terminal, open(ours, "rb"):
+        command, pipe = [sys.executable, "-m", PACKAGE], subprocess.PIPE
+        with subprocess.Popen(command, stdin=terminal, stdout=pipe, stderr=pipe, env=environment(source)) as server:
+            assert server.stderr is not None
+            assert any(b'"started"' in line for line in iter(server.stderr.readline, b""))
+            server.send_signal(signal.SIGTERM)
+            assert server.wait(PATIENCE) == 0
+            assert b"stop_overdue" not in server.stderr.read()
+
+
 def test_client_that_goes_while_the_server_starts(source: Path, tmp_path: Path, start: Start) -> None:
     """What is still being opened then is for nobody, and is not waited for."""
     copy = tmp_path / "source"
