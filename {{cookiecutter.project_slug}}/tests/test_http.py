@@ -13,9 +13,10 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS
 
 from .conftest import Start, StartPeer
-from .harness import HTTP, MODERN, PACKAGE, PATIENCE, SERVE_HTTP, STDIO, Peer, Server, Way, rest_of, run_command
+from .harness import HTTP, LEGACY, MODERN, PACKAGE, PATIENCE, SERVE_HTTP, STDIO, Peer, Server, Way, rest_of, run_command
 
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz"])
@@ -340,6 +341,25 @@ def test_local_scopes_on_stdio(start: Start, way: Way) -> None:
     assert "MCP_LOCAL_SCOPES=probe:more,probe:use" in error["message"]
     served = Peer(way, start(settings={"MCP_LOCAL_SCOPES": "probe:use, probe:more"})).call("probe_privileged")
     assert served["result"]["structuredContent"] == {"result": "done"}
+
+
+@pytest.mark.parametrize("way", HTTP[1:], ids=str)
+@pytest.mark.parametrize("version", HANDSHAKE_PROTOCOL_VERSIONS)
+def test_handshake_agrees_on_the_version_asked_for(peer: Peer, version: str) -> None:
+    """Each of the revisions that have one; the newest of them for one that is not known."""
+    for asked, agreed in ((version, version), ("1999-01-01", LEGACY)):
+        hello = {"protocolVersion": asked, "capabilities": {}, "clientInfo": {"name": "raw", "version": "0"}}
+        assert peer.request("initialize", hello)["result"]["protocolVersion"] == agreed
+
+
+@pytest.mark.parametrize("way", HTTP[1:], ids=str)
+def test_stream_for_what_the_server_sends_on_its_own(peer: Peer) -> None:
+    """It stays open, though without sessions nothing comes on it: clients open it again and again otherwise."""
+    headers = peer.headers(b"") | {"Accept": "text/event-stream"}
+    with peer.http.stream("GET", peer.url, headers=headers, timeout=1) as stream:
+        assert (stream.status_code, stream.headers["content-type"]) == (200, "text/event-stream")
+        with pytest.raises(httpx2.ReadTimeout):
+            stream.read()
 
 
 @pytest.mark.parametrize("sessions", ["stateless", "stateful"])

@@ -241,13 +241,25 @@ def test_signal_at_a_terminal(source: Path) -> None:
             assert b"stop_overdue" not in server.stderr.read()
 
 
-def test_client_that_goes_while_the_server_starts(source: Path, tmp_path: Path, start: Start) -> None:
-    """What is still being opened then is for nobody, and is not waited for."""
-    copy = tmp_path / "source"
+def opens_for(seconds: str, source: Path, folder: Path) -> Path:
+    """A copy of the source with a dependency that takes its time to open."""
+    copy = folder / "source"
     shutil.copytree(source, copy)
     with (copy / PACKAGE / "tools" / "serving.py").open("a", encoding="utf-8") as file:
-        file.write(SLOW.replace("1.5", "600"))
-    server = start(source=copy)
+        file.write(SLOW.replace("1.5", seconds))
+    return copy
+
+
+def test_requests_before_the_server_has_started(source: Path, tmp_path: Path, way: Way) -> None:
+    """They are answered, though their client has written its last by then."""
+    messages = calls_of(way, call(1, "probe_reached"))
+    code, out, _ = run_lines(messages, source=opens_for("1", source, tmp_path))
+    assert (code, json.loads(out[-1])["result"]["isError"]) == (0, False)
+
+
+def test_client_that_goes_while_the_server_starts(source: Path, tmp_path: Path, start: Start) -> None:
+    """What is still being opened then is for nobody, and is not waited for."""
+    server = start(source=opens_for("600", source, tmp_path))
     assert server.finish() == (0, [])
     assert server.wait_for("stopped")["cut_calls"] == 0
 
