@@ -16,7 +16,21 @@ import pytest
 from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS
 
 from .conftest import Start, StartPeer
-from .harness import HTTP, LEGACY, MODERN, PACKAGE, PATIENCE, SERVE_HTTP, STDIO, Peer, Server, Way, rest_of, run_command
+from .harness import (
+    HTTP,
+    LEGACY,
+    MODERN,
+    PACKAGE,
+    PATIENCE,
+    SERVE_HTTP,
+    STDIO,
+    Peer,
+    Server,
+    Way,
+    answer_of,
+    rest_of,
+    run_command,
+)
 
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz"])
@@ -349,7 +363,9 @@ def test_handshake_agrees_on_the_version_asked_for(peer: Peer, version: str) -> 
     """Each of the revisions that have one; the newest of them for one that is not known."""
     for asked, agreed in ((version, version), ("1999-01-01", LEGACY)):
         hello = {"protocolVersion": asked, "capabilities": {}, "clientInfo": {"name": "raw", "version": "0"}}
-        assert peer.request("initialize", hello)["result"]["protocolVersion"] == agreed
+        message = peer.message("initialize", hello)
+        assert answer_of(peer.post(message))["result"]["protocolVersion"] == agreed
+        assert peer.server.wait_for("request", method="initialize", rpc_id=message["id"], protocol_version=agreed)
 
 
 @pytest.mark.parametrize("way", HTTP[1:], ids=str)
