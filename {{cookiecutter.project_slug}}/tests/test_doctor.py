@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from datetime import date, timedelta
 from decimal import Decimal
@@ -598,12 +600,12 @@ class Loose(BaseModel):
 BOUNDED = [
     *(str, bytes, int, float, bool, None, date, timedelta, UUID, IPv4Address, Path, Shade, Literal["a", 1], HttpUrl),
     *(list[str], set[int], tuple[int, str], tuple[str, ...], dict[str, list[int]], str | int | None, Tree, Decimal),
-    *(Decimal | None, Annotated[AnyUrl, Field(max_length=100)]),
-    dict[Annotated[str, Field(pattern="^[a-z]$")], int],
+    *(Decimal | None, AnyUrl, deque[str], OrderedDict[str, int]),
+    dict[Annotated[str, Field(pattern="^[a-z]$")], AnyUrl],
 ]
 OPEN = [
-    *(Any, object, dict, list, list[Any], dict[str, Any], dict[str, object], JsonValue, Loose, AnyUrl, Iterable[int]),
-    *(Any | None, list[dict[str, Any]], dict[Annotated[str, Field(pattern="^[a-z]$")], AnyUrl], tuple[int, Any]),
+    *(Any, object, dict, list, list[Any], dict[str, Any], dict[str, object], JsonValue, Loose, re.Pattern[str]),
+    *(Any | None, list[dict[str, Any]], dict[Annotated[str, Field(pattern="^[a-z]$")], Any], tuple[int, Any]),
 ]
 
 
