@@ -28,6 +28,14 @@ def test_readme_shows_the_checklist() -> None:
     assert readme == written(readme)
 
 
+def test_page_of_proofs_has_every_sabotage() -> None:
+    """And no other, each with the test that noticed it: what `python3 tests/proofs/teeth.py` printed is of today."""
+    page = (ROOT / "tests" / "proofs" / "README.md").read_text(encoding="utf-8")
+    printed = page.partition("| item | taken away | noticed by |\n| --- | --- | --- |\n")[2].partition("\n\n")[0]
+    wanted = [f"| {row.item} | {each.name} | `{each.test}` |" for row in ROWS for each in row.sabotages]
+    assert printed.splitlines() == wanted
+
+
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.item)
 def test_row_names_what_is_there(project: Path, row: Row) -> None:
     """Its files, its settings, the tests that prove it, and three ways at least to notice that it is gone."""

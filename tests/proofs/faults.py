@@ -1,4 +1,4 @@
-"""Ten minutes of faults: `.venv/bin/python tests/proofs/faults.py [--seconds N] [--seed N]`.
+"""Ten minutes of faults: `uv run tests/proofs/faults.py [--seconds N] [--seed N]`.
 
 Two replicas with everything on (API keys, a limit they share in a real Redis, metrics, calls to another service) behind a
 real load balancer, under load without a pause, while faults drawn from the seed strike one after the other. Prints what

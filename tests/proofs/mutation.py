@@ -6,7 +6,7 @@
 
 Makes small changes to the guards, the serving and the outbound code of a rendered project, one at a time, and runs the
 tests that go with the module. A change that no test notices survives, and is printed: it is a gap, or it changes nothing
-(then it belongs into `equivalent.toml`, with the reason). There are some 1,700 of them, a minute each: without
+(then it belongs into `equivalent.toml`, with the reason). There are some 1,600 of them, a minute each: without
 `--sample 0`, which means all, 200 are drawn, and the score is printed with its 95 % interval (Wilson). What was found is
 kept in `--results` (a file), so that a run goes on where it was ended.
 """
