@@ -6,11 +6,13 @@ Nothing is mocked. Servers listen on free loopback ports, and every wait has a l
 import json
 import os
 import queue
+import shutil
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, Self
@@ -215,6 +217,23 @@ class Peer:
     def logged(self, request_id: str) -> Json:
         """The log line of one request."""
         return self.server.wait_for("request", request_id=request_id)
+
+
+def extended(source: Path, folder: Path, code: str) -> Path:
+    """A copy of the source, below `folder`, with more code in one of its modules of tools."""
+    copy = folder / "source"
+    shutil.copytree(source, copy)
+    with (copy / PACKAGE / "tools" / "serving.py").open("a", encoding="utf-8") as file:
+        file.write(code)
+    return copy
+
+
+def until(is_so: Callable[[], object]) -> None:
+    """Wait for what no event tells."""
+    end = time.monotonic() + PATIENCE
+    while not is_so():
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 def answer_of(response: httpx2.Response) -> Json:

@@ -20,7 +20,7 @@ from {{ cookiecutter.package_name }}.errors import StartError
 from {{ cookiecutter.package_name }}.settings import load_settings
 
 from .conftest import Start
-from .harness import HTTP, PATIENCE, SERVE_HTTP, STDIO, Json, Peer, Way, run_command
+from .harness import HTTP, SERVE_HTTP, STDIO, Json, Peer, Way, run_command, until
 from .test_auth import bearer, id_of
 
 SCOPES = ["probe:use", "probe:more"]
@@ -244,14 +244,6 @@ def test_expiry(file: Path) -> None:
 
 
 # Changes while the server runs
-
-
-def until(found: Callable[[], object]) -> None:
-    """Ask again until it is so; changes are looked for once a second."""
-    deadline = time.monotonic() + PATIENCE
-    while not found():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_rotation(start: Start, file: Path) -> None:

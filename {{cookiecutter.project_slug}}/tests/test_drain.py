@@ -12,7 +12,7 @@ import httpx2
 import pytest
 
 from .conftest import StartPeer
-from .harness import ERROR, HTTP, PATIENCE, Peer, Way, rest_of
+from .harness import ERROR, HTTP, PATIENCE, Peer, Way, rest_of, until
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 
@@ -46,8 +46,7 @@ def test_calls_in_flight_are_answered(
         params = {"name": "probe_waits", "arguments": {"seconds": 0.5}}
         messages = [peer.message("tools/call", params) for _ in range(8)]
         calls = [threads.submit(peer.post, message, headers) for message in messages]
-        while sum(event["event"] == "waiting" for event in peer.server.log) < 8:
-            time.sleep(0.01)
+        until(lambda: sum(event["event"] == "waiting" for event in peer.server.log) == 8)
         peer.server.process.send_signal(number)
         for call in calls:
             assert call.result().status_code == 200

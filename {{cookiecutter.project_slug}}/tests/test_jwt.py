@@ -24,7 +24,7 @@ from {{ cookiecutter.package_name }}.settings import load_settings
 
 from .authorization_server import AuthorizationServer, SigningKey, base64url
 from .conftest import StartPeer
-from .harness import HTTP, PATIENCE, SERVE_HTTP, Json, Peer, Server, Way
+from .harness import HTTP, SERVE_HTTP, Json, Peer, Server, Way, until
 from .test_auth import what_reading_takes
 
 AUDIENCE = "https://tools.example.com/mcp"
@@ -371,14 +371,6 @@ def test_issuer_that_is_down(start_peer: StartPeer, way: Way, issuer: Authorizat
     assert call(peer, issuer.token(AUDIENCE, STRANGER)).status_code == 401
     assert call(peer, token).status_code == 200
     assert peer.http.get(ready).status_code == 200
-
-
-def until(found: Callable[[], bool]) -> None:
-    """Wait for what the server does in its own time."""
-    deadline = time.monotonic() + PATIENCE
-    while not found():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def test_flood_and_rotation(start_peer: StartPeer, way: Way, issuer: AuthorizationServer) -> None:

@@ -5,7 +5,7 @@ import random
 import socket
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, suppress
 from pathlib import Path
@@ -22,7 +22,7 @@ from {{ cookiecutter.package_name }}.limits.store import StoreDown
 from {{ cookiecutter.package_name }}.settings import Settings
 
 from .conftest import StartPeer
-from .harness import ERROR, HTTP, MODERN, PATIENCE, STDIO, Json, Peer, Way, answer_of, run_command
+from .harness import ERROR, HTTP, MODERN, PATIENCE, STDIO, Json, Peer, Way, answer_of, run_command, until
 from .redis_server import RedisServer, running_redis
 
 MINUTE = 60_000_000  # microseconds
@@ -475,14 +475,6 @@ def test_each_key_has_its_own_limit(start_peer: StartPeer, way: Way, tmp_path: P
 # What a client sees while the limits are in Redis
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Ask again until it is so."""
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
 def readiness(peer: Peer) -> tuple[int, str]:
     """The status and the word of `/readyz`."""
     answer = peer.http.get(peer.url.replace("/mcp", "/readyz"))
@@ -500,15 +492,15 @@ def assert_outage(peer: Peer, policy: str) -> None:
         assert peer.server.wait_for("request", rpc_id=answer["id"])["duration_ms"] < 1000
     peer.server.wait_for("rate_limit_store_down")
     if peer.way.transport == "http":
-        wait_until(lambda: readiness(peer) == (200, "degraded"))
+        until(lambda: readiness(peer) == (200, "degraded"))
 
 
 def assert_over(peer: Peer, failures: list[int]) -> None:
     """Limits are kept, and the server is as ready, as before; the log has two lines for each outage."""
-    wait_until(lambda: logged(peer, "rate_limit_store_up", "failures") == failures)
+    until(lambda: logged(peer, "rate_limit_store_up", "failures") == failures)
     assert code_of([peer.call("probe_dear") for _ in range(4)][-1]) == "rate_limited"
     if peer.way.transport == "http":
-        wait_until(lambda: readiness(peer) == (200, "ok"))
+        until(lambda: readiness(peer) == (200, "ok"))
     assert len(logged(peer, "rate_limit_store_down", "error")) == len(failures)
 
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from http.client import HTTPConnection
@@ -27,7 +27,20 @@ from {{ cookiecutter.package_name }}.auth.api_keys import new_key
 from {{ cookiecutter.package_name }}.measures import HTTP_BUCKETS, OPERATION_BUCKETS, Histogram
 
 from .conftest import Start, StartPeer
-from .harness import HTTP, PACKAGE, PATIENCE, SERVE_HTTP, STDIO, Peer, Server, Way, environment, rest_of, run_command
+from .harness import (
+    HTTP,
+    PACKAGE,
+    PATIENCE,
+    SERVE_HTTP,
+    STDIO,
+    Peer,
+    Server,
+    Way,
+    environment,
+    rest_of,
+    run_command,
+    until,
+)
 from .redis_server import running_redis
 from .test_outcomes import TABLE
 
@@ -94,14 +107,6 @@ def send_no_json(peer: Peer) -> None:
     else:
         peer.server.send(b"{")
         assert peer.server.receive()["error"]["code"] == -32700
-
-
-def until(is_so: Callable[[], object]) -> None:
-    """Wait for what no event tells."""
-    end = time.monotonic() + PATIENCE
-    while not is_so():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 # What is counted

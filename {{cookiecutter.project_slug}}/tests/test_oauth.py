@@ -101,6 +101,7 @@ async def test_client_that_knows_only_the_address(server: Server, way: Way, issu
     assert set(SCOPES.split()) <= set(second["scope"].split())
     assert memory.client is not None
     assert memory.client.client_id in issuer.clients
+    server.wait_for("request", tool="probe_privileged", outcome="ok")  # lines are gathered for some milliseconds
     outcomes = [event["outcome"] for event in server.log if event["event"] == "request"]
     assert (outcomes.count("unauthenticated"), outcomes.count("forbidden")) == (1, 1)
 

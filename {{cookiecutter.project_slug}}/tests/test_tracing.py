@@ -22,8 +22,8 @@ from {{ cookiecutter.package_name }}.spans import FAULTS
 
 from .conftest import Start
 from .faulty_upstream import Answer, FaultyUpstream
-from .harness import HTTP, MODERN, SERVE_HTTP, STDIO, Json, Peer, Server, Way, run_command
-from .test_metrics import send_no_json, until
+from .harness import HTTP, MODERN, SERVE_HTTP, STDIO, Json, Peer, Server, Way, run_command, until
+from .test_metrics import send_no_json
 from .test_outcomes import TABLE
 
 BOTH = [STDIO[1], HTTP[0]]  # each transport, each era
@@ -239,7 +239,12 @@ def test_every_request_has_one_span(own: Callable[..., Scene], way: Way) -> None
     send_no_json(peer)
     begun = way.transport == "stdio" and way.version != MODERN  # with `initialize`
     spans = {span.trace_id: span for span in collector.find(len(TABLE) + 8 + begun)}
-    lines = [line for line in peer.server.log if line["event"] == "request"]
+
+    def logged() -> list[Json]:
+        return [line for line in peer.server.log if line["event"] == "request"]
+
+    until(lambda: len(logged()) >= len(spans))  # lines are gathered for some milliseconds
+    lines = logged()
     assert sorted(spans) == sorted(line["trace_id"] for line in lines)
     for line in lines:
         span, tool, outcome = spans[line["trace_id"]], line["tool"], line["outcome"]
