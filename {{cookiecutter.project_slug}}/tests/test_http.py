@@ -3,7 +3,6 @@
 import contextlib
 import json
 import select
-import shutil
 import signal
 import socket
 import sys
@@ -28,6 +27,7 @@ from .harness import (
     Server,
     Way,
     answer_of,
+    extended,
     rest_of,
     run_command,
 )
@@ -258,6 +258,7 @@ def test_readiness_follows_what_tools_depend_on(start_peer: StartPeer) -> None:
         assert "secret address" not in answers[0].text
         assert peer.http.get(alive).status_code == 200
     assert peer.call("probe_store", health="well")["result"]["structuredContent"]["result"] <= 6
+    peer.server.wait_for("dependency_recovered", dependency=name)
     log = [(e["event"], e.get("problem")) for e in peer.server.log if e.get("dependency") == name]
     assert log == [("dependency_failing", "failed"), ("dependency_recovered", None)]
     peer.server.process.terminate()
@@ -295,12 +296,9 @@ async def probe_slow_start(one: Annotated[int, Depends(open_slowly)]) -> int:
 
 def test_probes_while_the_server_starts(source: Path, tmp_path: Path, start: Start) -> None:
     """It is alive, not ready, and refuses calls with a hint when to come back, until everything is open."""
-    copy = tmp_path / "source"
-    shutil.copytree(source, copy)
-    with (copy / PACKAGE / "tools" / "serving.py").open("a", encoding="utf-8") as file:
-        file.write(SLOW)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
+    copy = extended(source, tmp_path, SLOW)
     server = start("serve", "--transport", "http", "--port", str(port), source=copy)
     root = f"http://127.0.0.1:{port}"
     with httpx2.Client(trust_env=False) as http:
@@ -320,6 +318,31 @@ def test_probes_while_the_server_starts(source: Path, tmp_path: Path, start: Sta
         server.wait_for("listening")
         assert http.get(f"{root}/readyz").status_code == 200
         assert http.post(f"{root}/mcp", content=PING, headers=headers).status_code == 200
+
+
+BROKEN = f"""
+from {PACKAGE}.serving.edge import Edge
+
+
+async def _post(*_):
+    raise ValueError("s3cret")
+
+
+Edge._post = _post
+"""
+
+
+@pytest.mark.parametrize("way", HTTP, ids=str)
+def test_fault_of_the_edge_itself(source: Path, tmp_path: Path, start: Start, way: Way) -> None:
+    """It is answered in JSON, nothing of it is told, and its place is logged."""
+    peer = Peer(way, start(*SERVE_HTTP, source=extended(source, tmp_path, BROKEN)))
+    answer = peer.post(peer.message("tools/list"))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, -32603)
+    assert answer.json()["error"]["data"]["code"] == "internal"
+    assert "s3cret" not in answer.text
+    assert "_post" in str(peer.server.wait_for("crash")["exception"]["at"])
+    assert peer.http.get(peer.url.replace("/mcp", "/livez")).status_code == 200
+    peer.http.close()
 
 
 @pytest.mark.parametrize("way", HTTP, ids=str)
@@ -391,6 +414,7 @@ def test_legacy_sessions(start: Start, sessions: str) -> None:
     if sessions == "stateful":
         error = answer.json()["error"]
         assert (error["data"]["code"], error["data"]["message"]) == ("invalid_request", error["message"])
+        assert error["message"] not in ("", "Bad Request"), "the SDK's own words"
         assert not error["message"].startswith("{"), "the SDK's own answer, not a part of it"
     peer.http.close()
 

@@ -7,7 +7,7 @@ import httpx2
 import pytest
 
 from .conftest import Start, StartPeer
-from .harness import ERROR, HTTP, LEGACY, STDIO, Json, Peer
+from .harness import ERROR, HTTP, LEGACY, STDIO, Json, Peer, Server
 
 FILTER = {"notifications": {"toolsListChanged": True, "resourceSubscriptions": ["probe://text"]}}
 SUBSCRIPTION = "io.modelcontextprotocol/subscriptionId"
@@ -65,9 +65,11 @@ def test_listener_over_http(start_peer: StartPeer) -> None:
     assert peer.server.process.wait(5) == 0
 
 
-def test_question_in_the_middle_of_a_call(start: Start) -> None:
-    """In the handshake revisions a tool can ask the user over the pipe; calls go on meanwhile."""
-    server = start()
+ELICITS = {"name": "probe_elicits", "arguments": {}}
+
+
+def shake_hands(server: Server) -> None:
+    """As a client that can be asked."""
     hello = {
         "protocolVersion": LEGACY,
         "capabilities": {"elicitation": {}},
@@ -76,14 +78,32 @@ def test_question_in_the_middle_of_a_call(start: Start) -> None:
     server.send({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": hello})
     server.send({"jsonrpc": "2.0", "method": "notifications/initialized"})
     server.receive()
+
+
+def test_client_that_goes_before_it_answers(start: Start) -> None:
+    """The tool is told, so that the call ends, and is not cut."""
+    server = start()
+    shake_hands(server)
+    server.send({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": ELICITS})
+    assert server.receive()["method"] == "elicitation/create"
+    code, left = server.finish()
+    assert code == 0
+    assert [json.loads(line)["result"]["_meta"][ERROR]["code"] for line in left] == ["failed"]
+
+
+def test_question_in_the_middle_of_a_call(start: Start) -> None:
+    """In the handshake revisions a tool can ask the user over the pipe; calls go on meanwhile."""
+    server = start()
+    shake_hands(server)
     answers: list[tuple[Json, str | None]] = [
         ({"result": {"action": "accept", "content": {"colour": "red"}}}, "red"),
         ({"result": {"action": "decline"}}, "decline"),
         ({"error": {"code": -32603, "message": "no user here"}}, None),
+        ({"error": {"message": "no code"}}, None),
+        ({"error": "no object"}, None),
     ]
     for rpc_id, (answer, told) in enumerate(answers, start=1):
-        params = {"name": "probe_elicits", "arguments": {}}
-        server.send({"jsonrpc": "2.0", "id": rpc_id, "method": "tools/call", "params": params})
+        server.send({"jsonrpc": "2.0", "id": rpc_id, "method": "tools/call", "params": ELICITS})
         asked = server.receive()
         assert asked["method"] == "elicitation/create"
         server.send({"jsonrpc": "2.0", "id": "between", "method": "ping"})

@@ -6,13 +6,15 @@ import socket
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx2
 import pytest
 
-from .conftest import StartPeer
-from .harness import HTTP, PATIENCE, STDIO, Peer, Way, answer_of
+from .conftest import Start, StartPeer
+from .harness import HTTP, MODERN, PACKAGE, PATIENCE, SERVE_HTTP, STDIO, Peer, Way, answer_of, extended, until
 from .test_http import request
+from .test_outbound import most_memory
 
 
 def test_stalled_loop_is_logged_with_the_tool(start_peer: StartPeer, way: Way) -> None:
@@ -81,7 +83,8 @@ def test_client_that_leaves_pipelined_requests(start_peer: StartPeer) -> None:
     with socket.create_connection((address.host, address.port or 0)) as connection:
         connection.sendall(2 * request(json.dumps(message).encode(), *lines))
         peer.server.wait_for("waiting")
-    assert peer.server.wait_for("request")["outcome"] == "cancelled"
+    ended = peer.server.wait_for("request")
+    assert (ended["outcome"], ended["duration_ms"] < 5000) == ("cancelled", True)
 
 
 @pytest.mark.parametrize("way", HTTP, ids=str)
@@ -96,6 +99,42 @@ def test_progress_streams_ahead_of_the_answer(peer: Peer) -> None:
     assert plain.headers["content-type"] == "application/json"
 
 
+@pytest.mark.parametrize("way", HTTP, ids=str)
+def test_client_that_reads_late(start_peer: StartPeer, way: Way) -> None:
+    """Its call waits for it, and holds no more than the connection takes; others are served, and nothing is lost."""
+    peer = start_peer(way)
+    arguments = {"name": "probe_floods", "arguments": {"megabytes": 30}, "_meta": {"progressToken": 7}}
+    message = peer.message("tools/call", arguments)
+    with peer.http.stream("POST", peer.url, json=message, headers=peer.headers(message)) as answer:
+        before = most_memory(peer.server)
+        for _ in range(20):
+            assert "result" in peer.request("server/discover" if way.version == MODERN else "tools/list")
+            time.sleep(0.05)
+        assert not any(event["event"] == "flooded" for event in peer.server.log)
+        assert most_memory(peer.server) - before < 10_000  # kB
+        text = answer.read().decode()
+    assert text.count('"progressToken":7') == 300
+    assert f'"id":{message["id"]}' in text.splitlines()[-2]
+    peer.server.wait_for("flooded")
+
+
+IMPATIENT = f"""
+from {PACKAGE}.serving import protocol
+
+protocol._STALL_SECONDS = 0.5
+"""
+
+
+def test_client_that_never_reads(source: Path, tmp_path: Path, start: Start) -> None:
+    """After a while it counts as gone, which cancels its call."""
+    peer = Peer(HTTP[0], start(*SERVE_HTTP, source=extended(source, tmp_path, IMPATIENT)))
+    message = peer.message("tools/call", {"name": "probe_floods", "arguments": {"megabytes": 30}})
+    message["params"]["_meta"]["progressToken"] = 7
+    with peer.http.stream("POST", peer.url, json=message, headers=peer.headers(message)):
+        assert peer.server.wait_for("request", tool="probe_floods")["outcome"] == "cancelled"
+    peer.http.close()
+
+
 @pytest.mark.parametrize("way", [STDIO[0], HTTP[0]], ids=str)
 def test_blocking_calls_leave_the_server_free(start_peer: StartPeer, way: Way) -> None:
     """While 45 `def` tools block their threads, everything else is answered."""
@@ -105,8 +144,7 @@ def test_blocking_calls_leave_the_server_free(start_peer: StartPeer, way: Way) -
     with ThreadPoolExecutor(45) as pool:
         send = peer.post if way.transport == "http" else peer.server.send
         calls = [pool.submit(send, message) for message in messages]
-        while sum(event["event"] == "waiting" for event in peer.server.log) < 45:
-            time.sleep(0.02)
+        until(lambda: sum(event["event"] == "waiting" for event in peer.server.log) == 45)
         assert "result" in peer.request("server/discover")
         if way.transport == "http":
             assert peer.http.get(peer.url.replace("/mcp", "/livez")).status_code == 200

@@ -169,13 +169,15 @@ def test_all_attempts_end_before_the_call(pair: Pair, fault: Answer) -> None:
     assert pair.peer.logged(error["request_id"])["duration_ms"] < 2500
 
 
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 422])
-def test_refusal(pair: Pair, status: int) -> None:
-    """It is not repeated, and nothing of it is told but the status."""
+@pytest.mark.parametrize("tool", ["probe_ask", "probe_write"])
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 422, 499])
+def test_refusal(pair: Pair, status: int, tool: str) -> None:
+    """It is not repeated, nothing of it is told but the status, and a write that was refused took no effect."""
     pair.upstream.play(Answer(status, body=b"s3cret", headers={"WWW-Authenticate": "s3cret", "Retry-After": "1"}))
-    error = pair.peer.error("probe_ask")
+    error = pair.peer.error(tool)
     assert (error["code"], error["retryable"]) == ("upstream_rejected", False)
     assert str(status) in error["message"]
+    assert "took effect" not in error["message"]
     assert len(pair.upstream.requests) == 1
 
 
@@ -208,6 +210,7 @@ def test_answer_of_no_use(pair: Pair, answer: Answer, code: str, asked: int) -> 
     error = pair.peer.error("probe_ask")
     assert error["code"] == code
     assert len(pair.upstream.requests) == asked
+    pair.upstream.wait_until_idle()  # whoever has no use for the rest hangs up
     assert most_memory(pair.peer.server) - before < 40_000  # of what is sent
 
 

@@ -544,9 +544,10 @@ async def test_redirect_out_of_tls(server: FaultyUpstream, tmp_path: Path) -> No
     assert server.connections == 0
 
 
-async def test_address_without_a_server(server: FaultyUpstream) -> None:
-    """The next one is tried, and one of IPv4 before all of IPv6 have been."""
-    web, _ = guard(["::1", "::1", "::1", "127.0.0.1"], is_allowed=lambda address: True)
+@pytest.mark.parametrize("answer", [["::1", "::1", "::1", "127.0.0.1"], ["127.0.0.1", "::1", "::1", "::1"]], ids=str)
+async def test_address_without_a_server(server: FaultyUpstream, answer: list[str]) -> None:
+    """The next one is tried, and the first of each kind before all of one kind have been."""
+    web, _ = guard(answer, is_allowed=lambda address: True)
     assert (await web.get(named(server))).body == b"found"
 
 

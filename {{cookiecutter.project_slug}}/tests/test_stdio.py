@@ -1,7 +1,6 @@
 """The pipe: every request that was read gets its answer, and what is no message is told so."""
 
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from .conftest import Start
-from .harness import ENVELOPE, MODERN, PACKAGE, PATIENCE, STDIO, Json, Peer, Way, environment, run_lines
+from .harness import ENVELOPE, MODERN, PACKAGE, PATIENCE, STDIO, Json, Peer, Way, environment, extended, run_lines
 from .test_http import SLOW
 from .test_logs import calls_of
 
@@ -212,6 +211,39 @@ def test_answers_larger_than_the_pipe(peer: Peer) -> None:
         assert answer["result"]["structuredContent"] == {"result": "x" * 400_000}
 
 
+def test_client_that_reads_late(source: Path, tmp_path: Path, way: Way) -> None:
+    """Once it is owed a megabyte no more is read of what it asks, until it reads; then everything is answered."""
+    log = tmp_path / "log"
+
+    def answered(count: int) -> bool:
+        end = time.monotonic() + (PATIENCE if count < 3 else 1)
+        while log.read_text(encoding="utf-8").count('"probe_large"') < count and time.monotonic() < end:
+            time.sleep(0.02)
+        return time.monotonic() < end
+
+    command = [sys.executable, "-m", PACKAGE]
+    pipe = subprocess.PIPE
+    with (
+        log.open("wb") as stderr,
+        subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=stderr, env=environment(source)) as process,
+    ):
+        assert process.stdin is not None
+        messages = calls_of(way, *(call(n, "probe_large", size=100_000) for n in range(1, 51)))
+        lines = iter([json.dumps(message).encode() + b"\n" for message in messages])
+        asked = 0
+        for line in lines:
+            process.stdin.write(line)
+            process.stdin.flush()
+            asked += b"probe_large" in line
+            if not answered(asked):
+                break
+        out, _ = process.communicate(b"".join(lines), timeout=PATIENCE)
+    assert 5 <= asked <= 8  # a text is in its answer twice
+    answers = {answer.get("id"): answer for answer in map(json.loads, out.splitlines())}
+    assert set(range(1, 51)) <= set(answers)
+    assert process.returncode == 0
+
+
 def test_input_from_a_file(source: Path, tmp_path: Path, way: Way) -> None:
     """`server <requests` is served as a pipe is, though a file cannot be polled."""
     messages = calls_of(way, *(call(n, "probe_waits", seconds=0.2) for n in range(1, 4)))
@@ -243,11 +275,7 @@ def test_signal_at_a_terminal(source: Path) -> None:
 
 def opens_for(seconds: str, source: Path, folder: Path) -> Path:
     """A copy of the source with a dependency that takes its time to open."""
-    copy = folder / "source"
-    shutil.copytree(source, copy)
-    with (copy / PACKAGE / "tools" / "serving.py").open("a", encoding="utf-8") as file:
-        file.write(SLOW.replace("1.5", seconds))
-    return copy
+    return extended(source, folder, SLOW.replace("1.5", seconds))
 
 
 def test_requests_before_the_server_has_started(source: Path, tmp_path: Path, way: Way) -> None:

@@ -188,7 +188,7 @@ class _Whole:
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
         self._head: bytes | None = None
-        self.is_closing = transport.is_closing
+        self.is_closing, self.close = transport.is_closing, transport.close
 
     def write(self, data: bytes) -> None:
         """Write, but keep the head for a moment."""
@@ -197,9 +197,3 @@ class _Whole:
         else:
             self._transport.write((self._head or b"") + data)
             self._head = b"" if self._head is not None else None
-
-    def close(self) -> None:
-        """Close; a head that is still kept goes first."""
-        if self._head:
-            self.write(b"")
-        self._transport.close()
