@@ -75,7 +75,7 @@ TESTS = {
     "serving/readiness": "http metrics drain limits",
     "serving/refusals": "http auth limits",
     "serving/sessions": "http listen auth drain logs",
-    "serving/stdio": "stdio logs drain",
+    "serving/stdio": "stdio logs drain load",
     "serving/watchdog": "load stdio drain",
     "serving": "http stdio outcomes",
 }
@@ -148,7 +148,7 @@ def _is_fine_tuning(before: str, after: str) -> bool:
     return bool(abs(new - old) <= 0.1 * abs(old))
 
 
-_CONSTANT = re.compile(r"\s*\w+(: \w+)? = (?P<value>[\d_.]+(( [-+*]| <<) +[\d_.]+)*)\s*(#.*)?")
+_CONSTANT = re.compile(r"\s*\w+(: \w+)? = (?P<value>[\d_.]+(( [-+*]| <<) +[\d_.]+)*),?\s*(#.*)?")
 
 
 def _mutated(source: str, operator: str) -> Iterator[str]:

@@ -109,6 +109,18 @@ def test_window_forgets() -> None:
     assert seen == []
 
 
+def test_window_forgets_a_second_at_a_time() -> None:
+    """What came later than the oldest still counts when that is forgotten."""
+    clock, seen = Clock(), list[State]()
+    breaker = make_breaker(clock, seen)
+    for seconds in (0, WINDOW - 1, 0, 2):
+        clock.now += seconds
+        breaker.settle(breaker.admit(), succeeded=False)
+    assert seen == [], "one of the four is too old"
+    breaker.settle(breaker.admit(), succeeded=False)
+    assert seen == ["open"]
+
+
 def test_rests_grow_to_their_bound_and_begin_anew() -> None:
     """Each probe that fails doubles the rest; one that succeeds ends the trouble."""
     clock, seen = Clock(), list[State]()

@@ -76,6 +76,18 @@ def test_refusal_at_the_edge(peer: Peer, body: bytes, headers: dict[str, str], s
     assert (line["outcome"], line["duration_ms"]) == ("invalid_request", 0)
 
 
+@pytest.mark.parametrize("excess", [0, 1])
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("way", HTTP, ids=str)
+def test_largest_message(start_peer: StartPeer, way: Way, chunked: bool, excess: int) -> None:
+    """It is served, and one of a byte more is not, whether its length is said or not."""
+    peer = start_peer(way, max_request_bytes="4096")
+    message = peer.message("tools/list")
+    body = json.dumps(message).encode().ljust(4096 + excess)
+    answer = peer.http.post(peer.url, content=iter([body]) if chunked else body, headers=peer.headers(message))
+    assert answer.status_code == (413 if excess else 200)
+
+
 @pytest.mark.parametrize("way", HTTP, ids=str)
 def test_response_of_a_client(peer: Peer, way: Way) -> None:
     """In 2026-07-28 a server asks nothing, so it is no message there; before, it is accepted."""
@@ -313,6 +325,7 @@ def test_probes_while_the_server_starts(source: Path, tmp_path: Path, start: Sta
         headers = {"Content-Type": "application/json", "Accept": "*/*"}
         refused = http.post(f"{root}/mcp", content=PING, headers=headers)
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+        assert refused.json()["error"]["code"] == 503
         said = refused.json()["error"]["data"]
         assert (said["code"], said["retryable"], said["retry_after_ms"]) == ("unavailable", True, 1000)
         server.wait_for("listening")

@@ -253,6 +253,16 @@ async def test_refused_ports(url: str) -> None:
     assert [line["rule"] for line in log] == ["port"]
 
 
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize("port", ["", ":80", ":443"])
+async def test_usual_ports(scheme: str, port: str) -> None:
+    """They are allowed, said or not: what is refused here is where the name leads."""
+    web = PublicWeb(resolve=Names(["10.0.0.1"]), verify=NO_CERTIFICATES)
+    with capture_logs() as log:
+        assert await error_of(errors.Failed, web, f"{scheme}://shop.example.com{port}/") == REFUSAL
+    assert [line["rule"] for line in log] == ["address"]
+
+
 def test_message_names_the_ports() -> None:
     """It says what is allowed, in place of what was found."""
     assert all(str(port) in REFUSAL for port in public.PORTS)

@@ -38,6 +38,12 @@ def test_pipelined_requests_are_answered_at_the_end_of_input(source: Path, way: 
     assert all(answers[n]["result"]["structuredContent"] == {"result": "done"} for n in range(1, 21))
 
 
+def test_requests_are_bounded_at_once_and_not_in_all(peer: Peer) -> None:
+    """There may be more of them than may be pending."""
+    for _ in range(1100):
+        assert "result" in peer.request("prompts/list")
+
+
 def test_message_that_is_not_json(peer: Peer) -> None:
     """It is answered with a parse error, and the next good request is served."""
     peer.server.send(b"GET / HTTP/1.1")
@@ -105,6 +111,9 @@ def test_an_id_used_twice_is_answered_twice(source: Path) -> None:
 def test_line_beyond_the_limit(start: Start, way: Way) -> None:
     """It is refused without being kept, and the next good request is served."""
     peer = Peer(way, start(settings={"MCP_MAX_REQUEST_BYTES": "4096"}))
+    message = peer.message("tools/list")
+    peer.server.send(json.dumps(message).encode().ljust(4096))
+    assert peer.server.receive()["id"] == message["id"]
     for size in (5_000, 3_000_000):
         peer.server.send(b'{"jsonrpc": "2.0", "id": 1, "method": "' + b"x" * size + b'"}')
         answer = peer.server.receive()
@@ -202,6 +211,25 @@ def test_output_that_cannot_be_written(source: Path, way: Way) -> None:
     assert done.returncode == 1
     assert [event["event"] for event in log if event["level"] == "error"] == ["stdout_failed", "stopped"]
     assert log[-1]["lost_calls"] >= 1
+
+
+def test_client_that_closes_its_end(source: Path, way: Way) -> None:
+    """What it is owed then is not wanted, which is no fault."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        [sys.executable, "-m", PACKAGE], stdin=pipe, stdout=pipe, stderr=pipe, env=environment(source)
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        for message in calls_of(way, call(1, "probe_waits", seconds=0.2)):
+            process.stdin.write(json.dumps(message).encode() + b"\n")
+        process.stdin.flush()
+        assert any(b'"waiting"' in line for line in iter(process.stderr.readline, b""))
+        process.stdout.close()
+        rest = [json.loads(line) for line in process.stderr.read().splitlines()]
+    assert process.returncode == 0
+    assert [event["event"] for event in rest if event["level"] != "info"] == []
 
 
 def test_answers_larger_than_the_pipe(peer: Peer) -> None:
