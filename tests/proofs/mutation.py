@@ -122,7 +122,7 @@ def mutants(module: str, source: str) -> Iterator[Mutant]:
         column = len(os.path.commonprefix([before, after]))
         if any(start <= (number, column) < end for start, end in still) or not _is_python(text):
             continue
-        if _is_fine_tuning(before, after) or before.replace("*, ", "/, ") == after:  # `*` in a signature is no product
+        if _is_fine_tuning(before, after) or before.replace("*,", "/,") == after:  # `*` in a signature is no product
             continue
         seen.add(text)
         function = _function(tree, number)
@@ -144,11 +144,14 @@ def _is_fine_tuning(before: str, after: str) -> bool:
     was, now = (_CONSTANT.fullmatch(line) for line in (before, after))
     if was is None or now is None:
         return False
-    old, new = (eval(each["value"]) for each in (was, now))  # digits and arithmetic, as matched
+    old, new = (eval(each["value"] or each["size"]) for each in (was, now))  # digits and arithmetic, as matched
     return bool(abs(new - old) <= 0.1 * abs(old))
 
 
-_CONSTANT = re.compile(r"\s*\w+(: \w+)? = (?P<value>[\d_.]+(( [-+*]| <<) +[\d_.]+)*),?\s*(#.*)?")
+_CONSTANT = re.compile(
+    r"\s*\w+(: \w+)? = (?P<value>[\d_.]+(( [-+*]| <<) +[\d_.]+)*),?\s*(#.*)?"
+    r"|.*\b(maxsize|backlog|max_keepalive_connections)=\s*(?P<size>\d+)\).*"
+)
 
 
 def _mutated(source: str, operator: str) -> Iterator[str]:
@@ -179,13 +182,15 @@ Place = tuple[int, int]
 
 
 def _without_effect(tree: ast.Module) -> Iterator[tuple[Place, Place]]:
-    """Where a change changes nothing that runs: annotations, types that have a name, and imports for them."""
+    """Where a change changes nothing that runs: annotations, types that have a name, how a class keeps its fields."""
     for node in ast.walk(tree):
         parts: list[ast.AST | None] = []
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             parts = [node.returns]
         elif isinstance(node, ast.arg | ast.AnnAssign):
             parts = [node.annotation]
+        elif isinstance(node, ast.ClassDef):
+            parts = [*node.decorator_list]
         elif isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
             parts = [node]
         elif isinstance(node, ast.Assign) and isinstance(node.value, ast.BinOp | ast.Subscript):

@@ -586,7 +586,7 @@ def test_failures_behind_a_trusted_proxy(start: Start, keys: Keys) -> None:
 
     for blocked in (
         ["192.0.2.1", "6.6.6.6, 192.0.2.1", "192.0.2.1:555"],
-        ["2001:db8::1", "2001:db8::2", "2001:db8::3"],
+        ["2001:db8::1", "2001:db8::2", "2001:db8::8000:0:0:3"],
     ):
         assert [status(each, "wrong") for each in blocked] == [401, 401, 429]
         assert status(blocked[0], "both") == 429

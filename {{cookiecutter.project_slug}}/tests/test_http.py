@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import select
 import signal
 import socket
@@ -39,6 +40,23 @@ def test_probes_answer_in_json(peer: Peer, path: str) -> None:
     """They stand outside Host checks and the request log."""
     answer = peer.http.get(peer.url.replace("/mcp", path), headers={"Host": "10.0.0.7"})
     assert (answer.status_code, answer.json()["status"]) == (200, "ok")
+    assert "server" not in answer.headers
+    assert not any(event.get("logger") == "uvicorn.access" for event in peer.server.log)
+
+
+@pytest.mark.parametrize("way", HTTP, ids=str)
+def test_address_of_ipv6(start: Start, way: Way) -> None:
+    """It is listened on, and written as URLs have it."""
+    if not socket.has_ipv6:
+        pytest.skip("this Python has no IPv6")
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    peer = Peer(way, start(*SERVE_HTTP, settings={"MCP_HOST": "::1"}))
+    assert re.fullmatch(r"http://\[::1\]:\d+/mcp", peer.url)
+    assert peer.call("probe_reached")["result"]["isError"] is False
+    peer.http.close()
 
 
 @pytest.mark.parametrize(
@@ -73,7 +91,7 @@ def test_refusal_at_the_edge(peer: Peer, body: bytes, headers: dict[str, str], s
     assert error["data"]["code"] == "invalid_request"
     assert "pydantic" not in answer.text
     line = peer.logged(error["data"]["request_id"])
-    assert (line["outcome"], line["duration_ms"]) == ("invalid_request", 0)
+    assert (line["outcome"], line["duration_ms"], line["client"]) == ("invalid_request", 0, "127.0.0.1")
 
 
 @pytest.mark.parametrize("excess", [0, 1])
@@ -84,7 +102,8 @@ def test_largest_message(start_peer: StartPeer, way: Way, chunked: bool, excess:
     peer = start_peer(way, max_request_bytes="4096")
     message = peer.message("tools/list")
     body = json.dumps(message).encode().ljust(4096 + excess)
-    answer = peer.http.post(peer.url, content=iter([body]) if chunked else body, headers=peer.headers(message))
+    chunks = iter([body[:4096], body[4096:]][: 1 + excess])
+    answer = peer.http.post(peer.url, content=chunks if chunked else body, headers=peer.headers(message))
     assert answer.status_code == (413 if excess else 200)
 
 
@@ -428,6 +447,7 @@ def test_legacy_sessions(start: Start, sessions: str) -> None:
         error = answer.json()["error"]
         assert (error["data"]["code"], error["data"]["message"]) == ("invalid_request", error["message"])
         assert error["message"] not in ("", "Bad Request"), "the SDK's own words"
+        assert peer.logged(error["data"]["request_id"])["client"] == "127.0.0.1"
         assert not error["message"].startswith("{"), "the SDK's own answer, not a part of it"
     peer.http.close()
 

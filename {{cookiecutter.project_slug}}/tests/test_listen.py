@@ -91,6 +91,25 @@ def test_client_that_goes_before_it_answers(start: Start) -> None:
     assert [json.loads(line)["result"]["_meta"][ERROR]["code"] for line in left] == ["failed"]
 
 
+def test_call_that_is_cancelled_while_it_asks(start: Start) -> None:
+    """Its question is withdrawn, and an answer that comes all the same, or twice, or to no question, is dropped."""
+    server = start()
+    shake_hands(server)
+    server.send({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": ELICITS})
+    asked = server.receive()["id"]
+    server.send({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 1}})
+    withdrawn = server.receive()
+    assert (withdrawn["method"], withdrawn["params"]) == ("notifications/cancelled", {"requestId": asked})
+    server.send({"jsonrpc": "2.0", "id": 2, "method": "tools/call", "params": ELICITS})
+    second = server.receive()["id"]
+    for rpc_id in (asked, "no-question", 7, second, second):
+        server.send({"jsonrpc": "2.0", "id": rpc_id, "result": {"action": "decline"}})
+    assert server.receive()["result"]["structuredContent"] == {"result": "decline"}
+    server.send({"jsonrpc": "2.0", "id": 3, "method": "ping"})
+    assert server.receive() == {"jsonrpc": "2.0", "id": 3, "result": {}}
+    assert server.finish() == (0, [])
+
+
 def test_question_in_the_middle_of_a_call(start: Start) -> None:
     """In the handshake revisions a tool can ask the user over the pipe; calls go on meanwhile."""
     server = start()
@@ -105,7 +124,7 @@ def test_question_in_the_middle_of_a_call(start: Start) -> None:
     for rpc_id, (answer, told) in enumerate(answers, start=1):
         server.send({"jsonrpc": "2.0", "id": rpc_id, "method": "tools/call", "params": ELICITS})
         asked = server.receive()
-        assert asked["method"] == "elicitation/create"
+        assert (asked["method"], asked["params"]["message"]) == ("elicitation/create", "Which colour?")
         server.send({"jsonrpc": "2.0", "id": "between", "method": "ping"})
         assert server.receive() == {"jsonrpc": "2.0", "id": "between", "result": {}}
         server.send({"jsonrpc": "2.0", "id": asked["id"], **answer})

@@ -89,6 +89,11 @@ def together(peer: Peer, calls: int, tool: str) -> list[Json]:
     "fault",
     [
         Answer(503, body=b"s3cret"),
+        Answer(408),
+        Answer(425),
+        Answer(500),
+        Answer(502),
+        Answer(504),
         Answer(429, headers={"Retry-After": "0"}),
         Answer(429, headers={"Retry-After": "-5"}),
         Answer(503, headers={"Retry-After": "whenever"}),
@@ -101,6 +106,11 @@ def together(peer: Peer, calls: int, tool: str) -> list[Json]:
     ],
     ids=[
         "503",
+        "408",
+        "425",
+        "500",
+        "502",
+        "504",
         "429-0",
         "429-negative",
         "503-garbage",

@@ -254,7 +254,7 @@ async def test_refused_ports(url: str) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-@pytest.mark.parametrize("port", ["", ":80", ":443"])
+@pytest.mark.parametrize("port", ["", ":80", ":443", ":8080", ":8443"])
 async def test_usual_ports(scheme: str, port: str) -> None:
     """They are allowed, said or not: what is refused here is where the name leads."""
     web = PublicWeb(resolve=Names(["10.0.0.1"]), verify=NO_CERTIFICATES)
@@ -554,11 +554,26 @@ async def test_redirect_out_of_tls(server: FaultyUpstream, tmp_path: Path) -> No
     assert server.connections == 0
 
 
-@pytest.mark.parametrize("answer", [["::1", "::1", "::1", "127.0.0.1"], ["127.0.0.1", "::1", "::1", "::1"]], ids=str)
+@pytest.mark.parametrize(
+    "answer",
+    [
+        ["::1", "::1", "::1", "127.0.0.1"],
+        ["127.0.0.1", "::1", "::1", "::1"],
+        ["127.0.0.2", "127.0.0.3", "127.0.0.1", "127.0.0.4"],
+    ],
+    ids=str,
+)
 async def test_address_without_a_server(server: FaultyUpstream, answer: list[str]) -> None:
     """The next one is tried, and the first of each kind before all of one kind have been."""
     web, _ = guard(answer, is_allowed=lambda address: True)
     assert (await web.get(named(server))).body == b"found"
+
+
+async def test_addresses_beyond_the_third(server: FaultyUpstream) -> None:
+    """They are not tried: a name may have any number."""
+    web, _ = guard(["127.0.0.2", "127.0.0.3", "127.0.0.4", "127.0.0.1"], is_allowed=lambda address: True)
+    await error_of(errors.UpstreamUnavailable, web, named(server))
+    assert server.connections == 0
 
 
 async def test_address_whose_server_is_silent() -> None:
