@@ -114,6 +114,19 @@ def test_readiness_turns_off_while_the_server_serves_on(start_peer: StartPeer, w
         peer.http.get(ready)
 
 
+def test_client_that_never_reads(start_peer: StartPeer, way: Way) -> None:
+    """Its answer is lost, which the exit code and the log say, and it does not hold the process."""
+    peer = start_peer(way, drain_timeout_seconds="0.2")
+    arguments = {"name": "probe_floods", "arguments": {"megabytes": 30}, "_meta": {"progressToken": 7}}
+    message = peer.message("tools/call", arguments)
+    with peer.http.stream("POST", peer.url, json=message, headers=peer.headers(message)):
+        time.sleep(0.2)
+        peer.server.process.terminate()
+        assert peer.server.process.wait(10) == 1
+    stopped = peer.server.wait_for("stopped")
+    assert (stopped["cut_calls"], stopped["lost_calls"]) == (1, 1)
+
+
 def test_second_signal_ends_it_at_once(start_peer: StartPeer, way: Way, threads: ThreadPoolExecutor) -> None:
     """Whoever is in a hurry does not wait for the drain; the exit code says that a call was cut."""
     peer = start_peer(way)

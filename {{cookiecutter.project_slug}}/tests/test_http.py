@@ -107,6 +107,17 @@ def test_largest_message(start_peer: StartPeer, way: Way, chunked: bool, excess:
     assert answer.status_code == (413 if excess else 200)
 
 
+@pytest.mark.parametrize("length", ["2000000", "9" * 19, "9" * 40])
+@pytest.mark.parametrize("way", HTTP[:1], ids=str)
+def test_length_beyond_the_limit(peer: Peer, length: str) -> None:
+    """It is refused before any of the body has come."""
+    head = request(b"").replace(b"Content-Length: 0", f"Content-Length: {length}".encode())
+    address = httpx2.URL(peer.url)
+    with socket.create_connection((address.host, address.port or 0), timeout=5) as connection:
+        connection.sendall(head)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 413" if len(length) < 19 else b"HTTP/1.1 4")
+
+
 @pytest.mark.parametrize("way", HTTP, ids=str)
 def test_response_of_a_client(peer: Peer, way: Way) -> None:
     """In 2026-07-28 a server asks nothing, so it is no message there; before, it is accepted."""

@@ -27,6 +27,19 @@ def test_stalled_loop_is_logged_with_the_tool(start_peer: StartPeer, way: Way) -
     assert sum(event["event"] == "event_loop_stalled" for event in peer.server.log) == 1
 
 
+@pytest.mark.parametrize("way", STDIO, ids=str)
+def test_stalled_loop_with_more_to_read(start_peer: StartPeer, way: Way) -> None:
+    """Input that waits is no sign that the client has gone, however long it waits."""
+    peer = start_peer(way)
+    stalls = peer.message("tools/call", {"name": "probe_stalls", "arguments": {"seconds": 2.5}})
+    after = peer.message("tools/list")
+    peer.server.send(stalls)
+    peer.server.wait_for("event_loop_stalled")
+    peer.server.send(after)
+    assert {peer.server.receive()["id"], peer.server.receive()["id"]} == {stalls["id"], after["id"]}
+    assert peer.server.finish() == (0, [])
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 @pytest.mark.parametrize("ending", ["signal", "input ends"])
 def test_stalled_loop_does_not_hold_the_process(start_peer: StartPeer, way: Way, ending: str) -> None:
@@ -95,8 +108,9 @@ def test_progress_streams_ahead_of_the_answer(peer: Peer) -> None:
     assert answer.headers["content-type"] == "text/event-stream"
     assert answer.text.count('"progressToken":7') == 2
     assert answer_of(answer)["id"] == message["id"]
-    plain = peer.post(peer.message("tools/call", {"name": "probe_progress", "arguments": {}}))
-    assert plain.headers["content-type"] == "application/json"
+    for asked in ({}, {"_meta": {"progressToken": True}}):  # which is no token
+        plain = peer.post(peer.message("tools/call", {"name": "probe_progress", "arguments": {}} | asked))
+        assert plain.headers["content-type"] == "application/json"
 
 
 @pytest.mark.parametrize("way", HTTP, ids=str)

@@ -13,10 +13,14 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from {{ cookiecutter.package_name }}.outbound.exchange import NoAnswer
+from {{ cookiecutter.package_name }}.outbound.upstream import Limits
+
 from .conftest import Start, StartPeer
 from .faulty_upstream import Answer, FaultyUpstream
 from .harness import SERVE_HTTP, Json, Peer, Server, Way, answer_of, run_command
 
+MEBIBYTE = 1 << 20
 TOKEN = "upstream-t0ken-of-the-server"
 WELL = Answer(json={"rate": 1})
 
@@ -180,7 +184,7 @@ def test_all_attempts_end_before_the_call(pair: Pair, fault: Answer) -> None:
 
 
 @pytest.mark.parametrize("tool", ["probe_ask", "probe_write"])
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 422, 499])
+@pytest.mark.parametrize("status", [300, 400, 401, 403, 404, 409, 422, 499])
 def test_refusal(pair: Pair, status: int, tool: str) -> None:
     """It is not repeated, nothing of it is told but the status, and a write that was refused took no effect."""
     pair.upstream.play(Answer(status, body=b"s3cret", headers={"WWW-Authenticate": "s3cret", "Retry-After": "1"}))
@@ -204,12 +208,18 @@ def test_status_that_the_tool_takes(pair: Pair) -> None:
         (Answer(json={"rate": "s3cret"}), "upstream_unavailable", 1),
         (Answer(body=b"\xff\xfe\x00"), "upstream_unavailable", 1),
         (Answer(body=b"no gzip", headers={"Content-Encoding": "gzip"}), "upstream_unavailable", 3),
+        (Answer(501), "upstream_unavailable", 1),
+        (Answer(599), "upstream_unavailable", 1),
         (Answer.huge(50_000_000), "upstream_rejected", 1),
+        (Answer.huge(MEBIBYTE - 1), "upstream_rejected", 1),
         (Answer.endless(), "upstream_rejected", 1),
         (Answer.gzip_bomb(64 << 20), "upstream_rejected", 1),
         (Answer(json={"rate": 1}, headers={"Content-Length": "12, 13"}), "upstream_unavailable", 3),
     ],
-    ids=["no-json", "other-json", "no-text", "no-gzip", "huge", "endless", "gzip-bomb", "two-lengths"],
+    ids=[
+        *("no-json", "other-json", "no-text", "no-gzip", "501", "599"),
+        *("huge", "one-byte-more", "endless", "gzip-bomb", "two-lengths"),
+    ],
 )
 def test_answer_of_no_use(pair: Pair, answer: Answer, code: str, asked: int) -> None:
     """It is bounded, costs little memory, and nothing of it is told."""
@@ -222,6 +232,28 @@ def test_answer_of_no_use(pair: Pair, answer: Answer, code: str, asked: int) -> 
     assert len(pair.upstream.requests) == asked
     pair.upstream.wait_until_idle()  # whoever has no use for the rest hangs up
     assert most_memory(pair.peer.server) - before < 40_000  # of what is sent
+
+
+def test_largest_answer(pair: Pair) -> None:
+    """It is read."""
+    pair.upstream.play(Answer.huge(MEBIBYTE - 2))
+    assert structured(pair.peer.call("probe_ask")) == {}
+
+
+@pytest.mark.parametrize(("status", "is_outage"), [(429, False), (499, False), (500, True), (503, True), (599, True)])
+def test_status_that_the_breaker_counts(status: int, is_outage: bool) -> None:
+    """What is the service's own fault."""
+    assert NoAnswer("status", "answered", status=status).is_outage == is_outage
+
+
+def test_limits_unless_others_are_set() -> None:
+    """As the README has them."""
+    limits = Limits()
+    assert (limits.attempts, limits.attempt_seconds, limits.largest_answer) == (3, 10, MEBIBYTE)
+    assert (limits.connect_seconds, limits.first_wait_seconds, limits.longest_wait_seconds) == (3, 0.2, 5)
+    assert (limits.retry_share, limits.retries_per_second, limits.retry_reserve) == (0.2, 1, 20)
+    assert (limits.breaker_least, limits.breaker_rate) == (20, 0.5)
+    assert (limits.breaker_window_seconds, limits.breaker_rest_seconds) == (30, 5)
 
 
 def most_memory(server: Server) -> int:
