@@ -44,7 +44,7 @@ def project(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 # What answers can break: the tests that go by names, files, and what is served. The whole suite takes minutes, and is run
 # once, on the Python at hand and with a user's tools, by tests/test_planted_faults.py.
 NAMING = " ".join(
-    f"tests/test_{name}.py" for name in ("architecture", "cli", "contract", "doctor", "limits", "outcomes", "settings")
+    f"tests/test_{name}.py" for name in ("architecture", "cli", "contract", "doctor", "outcomes", "settings")
 )
 
 
