@@ -31,6 +31,7 @@ from .harness import (
     extended,
     rest_of,
     run_command,
+    until,
 )
 
 
@@ -388,6 +389,24 @@ def test_fault_of_the_edge_itself(source: Path, tmp_path: Path, start: Start, wa
     peer.http.close()
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+def test_stop_while_the_server_starts(source: Path, tmp_path: Path, start: Start) -> None:
+    """There is nothing to drain, and what is being opened is not waited for."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    copy = extended(source, tmp_path, SLOW.replace("1.5", str(2 * PATIENCE)))
+    server = start("serve", "--transport", "http", "--port", str(port), source=copy)
+
+    def is_alive() -> bool:
+        with contextlib.suppress(httpx2.ConnectError):
+            return httpx2.get(f"http://127.0.0.1:{port}/livez", trust_env=False).status_code == 200
+        return False
+
+    until(is_alive)
+    server.process.terminate()
+    assert server.process.wait(10) == 0
+
+
 @pytest.mark.parametrize("way", HTTP, ids=str)
 def test_path_that_is_not_there(peer: Peer) -> None:
     """It is answered in JSON too."""
@@ -442,6 +461,28 @@ def test_stream_for_what_the_server_sends_on_its_own(peer: Peer) -> None:
         assert (stream.status_code, stream.headers["content-type"]) == (200, "text/event-stream")
         with pytest.raises(httpx2.ReadTimeout):
             stream.read()
+
+
+PINGS = f"""
+from {PACKAGE}.serving import exchange
+
+exchange.PING_SECONDS = 0.2
+"""
+
+
+@pytest.mark.parametrize("way", HTTP, ids=str)
+def test_stream_that_is_silent(source: Path, tmp_path: Path, start: Start, way: Way) -> None:
+    """It carries a comment every now and then, as proxies close what is silent."""
+    peer = Peer(way, start(*SERVE_HTTP, source=extended(source, tmp_path, PINGS)))
+    answer = peer.post(peer.message("tools/call", {"name": "probe_waits", "arguments": {"seconds": 1}}))
+    assert answer.text.count("\n: ping\r\n\r\n") + answer.text.startswith(": ping\r\n\r\n") >= 2
+    assert answer_of(answer)["result"]["structuredContent"] == {"result": "done"}
+    if way != HTTP[0]:
+        headers = peer.headers(b"") | {"Accept": "text/event-stream"}
+        with peer.http.stream("GET", peer.url, headers=headers) as stream:
+            lines = stream.iter_lines()
+            assert [next(lines) for _ in range(5)] == [": open", "", ": ping", "", ": ping"]
+    peer.http.close()
 
 
 @pytest.mark.parametrize("sessions", ["stateless", "stateful"])

@@ -135,8 +135,24 @@ def test_client_that_reads_late(start_peer: StartPeer, way: Way) -> None:
 IMPATIENT = f"""
 from {PACKAGE}.serving import protocol
 
-protocol._STALL_SECONDS = 0.5
+protocol._STALL_SECONDS = 2
 """
+
+
+def test_client_that_reads_slowly(source: Path, tmp_path: Path, start: Start) -> None:
+    """It may pause as often as it likes."""
+    peer = Peer(HTTP[0], start(*SERVE_HTTP, source=extended(source, tmp_path, IMPATIENT)))
+    message = peer.message("tools/call", {"name": "probe_floods", "arguments": {"megabytes": 30}})
+    message["params"]["_meta"]["progressToken"] = 7
+    with peer.http.stream("POST", peer.url, json=message, headers=peer.headers(message)) as answer:
+        parts = answer.iter_bytes(1 << 20)
+        slow = []
+        for _ in range(25):
+            slow.append(next(parts))
+            time.sleep(0.1)
+        text = b"".join([*slow, *parts]).decode()
+    assert text.count('"progressToken":7') == 300
+    peer.http.close()
 
 
 def test_client_that_never_reads(source: Path, tmp_path: Path, start: Start) -> None:

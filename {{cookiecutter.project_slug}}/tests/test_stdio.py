@@ -10,7 +10,20 @@ from pathlib import Path
 import pytest
 
 from .conftest import Start
-from .harness import ENVELOPE, MODERN, PACKAGE, PATIENCE, STDIO, Json, Peer, Way, environment, extended, run_lines
+from .harness import (
+    ENVELOPE,
+    MODERN,
+    PACKAGE,
+    PATIENCE,
+    STDIO,
+    Json,
+    Peer,
+    Way,
+    environment,
+    extended,
+    run_lines,
+    until,
+)
 from .test_http import SLOW
 from .test_logs import calls_of
 
@@ -114,6 +127,12 @@ def test_line_beyond_the_limit(start: Start, way: Way) -> None:
     message = peer.message("tools/list")
     peer.server.send(json.dumps(message).encode().ljust(4096))
     assert peer.server.receive()["id"] == message["id"]
+    assert peer.server.process.stdin is not None
+    peer.server.process.stdin.write(json.dumps(message).encode().ljust(4096))
+    peer.server.process.stdin.flush()
+    time.sleep(0.2)  # its end comes later
+    peer.server.send(b"")
+    assert peer.server.receive()["id"] == message["id"]
     for size in (5_000, 3_000_000):
         peer.server.send(b'{"jsonrpc": "2.0", "id": 1, "method": "' + b"x" * size + b'"}')
         answer = peer.server.receive()
@@ -213,6 +232,30 @@ def test_output_that_cannot_be_written(source: Path, way: Way) -> None:
     assert log[-1]["lost_calls"] >= 1
 
 
+def test_progress_that_nobody_reads_yet(source: Path, tmp_path: Path, way: Way) -> None:
+    """The tool waits when as much is unread; nothing is lost."""
+    log = tmp_path / "log"
+    flood = call(1, "probe_floods", megabytes=5)
+    flood["params"]["_meta"] = {"progressToken": 7} | (ENVELOPE if way.version == MODERN else {})
+    messages = [*calls_of(way)[: way.version != MODERN], flood]
+    command = [sys.executable, "-m", PACKAGE]
+    pipe = subprocess.PIPE
+    with (
+        log.open("wb") as stderr,
+        subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=stderr, env=environment(source)) as process,
+    ):
+        assert process.stdin is not None
+        process.stdin.write(b"".join(json.dumps(message).encode() + b"\n" for message in messages))
+        process.stdin.flush()
+        until(lambda: b'"started"' in log.read_bytes())
+        time.sleep(1)
+        assert b"flooded" not in log.read_bytes()
+        out, _ = process.communicate(timeout=PATIENCE)
+    assert out.count(b"notifications/progress") == 50
+    assert b"flooded" in log.read_bytes()
+    assert process.returncode == 0
+
+
 def test_client_that_closes_its_end(source: Path, way: Way) -> None:
     """What it is owed then is not wanted, which is no fault."""
     pipe = subprocess.PIPE
@@ -244,7 +287,7 @@ def test_client_that_reads_late(source: Path, tmp_path: Path, way: Way) -> None:
     log = tmp_path / "log"
 
     def answered(count: int) -> bool:
-        end = time.monotonic() + (PATIENCE if count < 3 else 1)
+        end = time.monotonic() + (PATIENCE if count < 5 else 1)
         while log.read_text(encoding="utf-8").count('"probe_large"') < count and time.monotonic() < end:
             time.sleep(0.02)
         return time.monotonic() < end
