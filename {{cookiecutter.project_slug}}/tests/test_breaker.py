@@ -98,6 +98,19 @@ TestBreakerLife = BreakerLife.TestCase
 TestBreakerLife.settings = settings(max_examples=100, stateful_step_count=40, deadline=None, database=None)
 
 
+def test_few_failures_open_nothing() -> None:
+    """It is their part of all attempts that counts."""
+    clock, seen = Clock(), list[State]()
+    breaker = make_breaker(clock, seen)
+    for _ in range(2):
+        for succeeded in (True, True, True, False, False):
+            breaker.settle(breaker.admit(), succeeded)
+    assert seen == []
+    for _ in range(2):
+        breaker.settle(breaker.admit(), succeeded=False)
+    assert seen == ["open"], "six of twelve"
+
+
 def test_window_forgets() -> None:
     """Failures that are older than the window open nothing."""
     clock, seen = Clock(), list[State]()

@@ -139,6 +139,21 @@ protocol._STALL_SECONDS = 2
 """
 
 
+def test_connection_that_outlives_its_first_request(source: Path, tmp_path: Path, start: Start) -> None:
+    """A client has its time for each request, and is not hurried by its calls, or between them."""
+    hurried = IMPATIENT.replace("_STALL_SECONDS = 2", "_RECEIVE_SECONDS = 0.5")
+    peer = Peer(HTTP[0], start(*SERVE_HTTP, source=extended(source, tmp_path, hurried)))
+    message = peer.message("tools/call", {"name": "probe_waits", "arguments": {"seconds": 1}})
+    lines = [f"{name}: {value}" for name, value in peer.headers(message).items() if name.startswith("M")]
+    address = httpx2.URL(peer.url)
+    with socket.create_connection((address.host, address.port or 0), PATIENCE) as connection:
+        for _ in range(2):
+            connection.sendall(request(json.dumps(message).encode(), *lines))
+            assert b'"result":"done"' in connection.recv(65536)
+            time.sleep(1)
+    peer.http.close()
+
+
 def test_client_that_reads_slowly(source: Path, tmp_path: Path, start: Start) -> None:
     """It may pause as often as it likes."""
     peer = Peer(HTTP[0], start(*SERVE_HTTP, source=extended(source, tmp_path, IMPATIENT)))

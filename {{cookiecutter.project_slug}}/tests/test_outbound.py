@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from {{ cookiecutter.package_name }}.outbound.exchange import NoAnswer
+from {{ cookiecutter.package_name }}.outbound.exchange import NoAnswer, Response
 from {{ cookiecutter.package_name }}.outbound.upstream import Limits
 
 from .conftest import Start, StartPeer
@@ -244,6 +244,13 @@ def test_largest_answer(pair: Pair) -> None:
 def test_status_that_the_breaker_counts(status: int, is_outage: bool) -> None:
     """What is the service's own fault."""
     assert NoAnswer("status", "answered", status=status).is_outage == is_outage
+
+
+def test_answer_that_is_logged() -> None:
+    """A tool that logs it gives nothing of it away."""
+    again = httpx2.Request("GET", "http://127.0.0.1/?key=s3cret")
+    answer = Response("service", 302, httpx2.Headers({"x": "s3cret"}), b"s3cret", again)
+    assert repr(answer) == "Response(upstream='service', status=302)"
 
 
 def test_limits_unless_others_are_set() -> None:

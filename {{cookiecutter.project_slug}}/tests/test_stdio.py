@@ -232,6 +232,26 @@ def test_output_that_cannot_be_written(source: Path, way: Way) -> None:
     assert log[-1]["lost_calls"] >= 1
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+def test_answers_that_nobody_reads(source: Path, way: Way) -> None:
+    """They are lost at the stop, which the exit code and the log say."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        [sys.executable, "-m", PACKAGE], stdin=pipe, stdout=pipe, stderr=pipe, env=environment(source)
+    ) as process:
+        assert process.stdin is not None
+        assert process.stderr is not None
+        for message in calls_of(way, *(call(n, "probe_large", size=400_000) for n in range(1, 3))):
+            process.stdin.write(json.dumps(message).encode() + b"\n")
+        process.stdin.flush()
+        answered = (line for line in iter(process.stderr.readline, b"") if b'"probe_large"' in line)
+        assert [next(answered), next(answered)]
+        process.send_signal(signal.SIGTERM)
+        *_, last = process.stderr.read().splitlines()
+    assert process.returncode == 1
+    assert (json.loads(last)["event"], json.loads(last)["lost_calls"]) == ("stopped", 2)
+
+
 def test_progress_that_nobody_reads_yet(source: Path, tmp_path: Path, way: Way) -> None:
     """The tool waits when as much is unread; nothing is lost."""
     log = tmp_path / "log"
