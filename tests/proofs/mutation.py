@@ -304,7 +304,7 @@ def main() -> int:
             return said
 
         with ThreadPoolExecutor(jobs) as pool:
-            tests = sorted({test for mutant in drawn for test in tests_of(mutant.module)})
+            tests = sorted({test for mutant in drawn if mutant.key not in done for test in tests_of(mutant.module)})
             if wrong := [test for test, is_red in zip(tests, pool.map(red, tests), strict=True) if is_red]:
                 print(f"Red without any change: {', '.join(wrong)}")
                 return 2

@@ -12,7 +12,9 @@ import httpx2
 import pytest
 
 from {{ cookiecutter.package_name }}.errors import CallError, UpstreamRejected, UpstreamUnavailable
+from {{ cookiecutter.package_name }}.outbound.bulkhead import Bulkhead
 from {{ cookiecutter.package_name }}.outbound.client import Limits, Outbound
+from {{ cookiecutter.package_name }}.outbound.exchange import NoAnswer
 from {{ cookiecutter.package_name }}.outbound.retries import retry_after
 
 Answer = Callable[[httpx2.Request], httpx2.Response]
@@ -202,6 +204,14 @@ async def test_wait_beyond_the_deadline_fails_at_once() -> None:
     assert "Retry after 3600 s." in error.message
 
 
+async def test_wait_that_leaves_no_time_to_ask() -> None:
+    """It is not waited either."""
+    bench = Bench(status(503, **{"Retry-After": "3"}))
+    with anyio.fail_after(3.27):  # a quarter of a second is kept to say in what went wrong
+        await bench.fail()
+    assert bench.waits == []
+
+
 async def test_backoff_grows_to_its_bound() -> None:
     """The n-th wait is at most first * 2^(n - 1), and at most the longest."""
     random.seed(1)
@@ -263,6 +273,20 @@ async def test_nobody_waits_behind_the_probe() -> None:
         with anyio.fail_after(5), pytest.raises(UpstreamUnavailable, match="not asked for a while"):
             await outbound.get("/hangs")
         tasks.cancel_scope.cancel()
+
+
+def test_calls_at_once_are_bounded() -> None:
+    """They are twice as many as the attempts, however many have ended; one more is told when to come back."""
+    bulkhead = Bulkhead(1)
+    for _ in range(3):
+        with bulkhead.call():
+            pass
+    with bulkhead.call(), bulkhead.call():
+        with pytest.raises(NoAnswer) as refused, bulkhead.call():
+            pass
+        assert (refused.value.reason, refused.value.wait, refused.value.was_sent) == ("full", 1, False)
+    with bulkhead.call():
+        pass
 
 
 async def test_refusals_are_no_outage() -> None:
