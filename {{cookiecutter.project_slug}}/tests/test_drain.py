@@ -114,6 +114,17 @@ def test_readiness_turns_off_while_the_server_serves_on(start_peer: StartPeer, w
         peer.http.get(ready)
 
 
+@pytest.mark.parametrize("way", HTTP[1:], ids=str)
+def test_stream_ends_with_the_server(start_peer: StartPeer, way: Way) -> None:
+    """The one for what the server sends on its own is brought to its end, and not broken off."""
+    peer = start_peer(way)
+    headers = peer.headers(b"") | {"Accept": "text/event-stream"}
+    with peer.http.stream("GET", peer.url, headers=headers) as stream:
+        peer.server.process.terminate()
+        assert stream.read() == b": open\r\n\r\n"
+    assert peer.server.process.wait(5) == 0
+
+
 def test_client_that_never_reads(start_peer: StartPeer, way: Way) -> None:
     """Its answer is lost, which the exit code and the log say, and it does not hold the process."""
     peer = start_peer(way, drain_timeout_seconds="0.2")
