@@ -114,12 +114,15 @@ class TestSmallest(Checks):
 
 
 class TestHostileText(Checks):
-    """Text that breaks templates, and a short package name, which moves line breaks and the order of imports."""
+    """Text that breaks templates, and a short package name, which moves line breaks and the order of imports.
+
+    Modules of its own begin with the letter: nothing may take them for it.
+    """
 
     version = "3.11"
     answers: ClassVar[dict[str, str]] = {
         "project_name": HOSTILE[:100],
-        "project_slug": "x",
+        "project_slug": "s",
         "description": f"{HOSTILE}\nand a second line",
         "author_name": HOSTILE[:100],
         "license": "Proprietary",

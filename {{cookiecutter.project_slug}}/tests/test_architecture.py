@@ -37,11 +37,12 @@ def imported(module: Path) -> set[str]:
     """The parts of this package that a module imports."""
     found: set[str] = set()
     for node in ast.walk(ast.parse((PACKAGE_FOLDER / module).read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.level == len(module.parts):
-            found |= {node.module.partition(".")[0]} if node.module else {alias.name for alias in node.names}
-        assert not (isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(PACKAGE_FOLDER.name)), (
-            f"{module}: imports of the package's own modules are relative"
-        )
+        if not isinstance(node, ast.ImportFrom):
+            continue
+        first = (node.module or "").partition(".")[0]
+        if node.level == len(module.parts):
+            found |= {first} if first else {alias.name for alias in node.names}
+        assert node.level or first != PACKAGE_FOLDER.name, f"{module}: imports of its own package are relative"
     return found - {"NAME"}
 
 
