@@ -5,7 +5,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -232,18 +235,26 @@ def test_output_that_cannot_be_written(source: Path, way: Way) -> None:
     assert log[-1]["lost_calls"] >= 1
 
 
+@contextmanager
+def unread(
+    source: Path, stderr: int | IO[bytes] = subprocess.PIPE
+) -> Iterator[tuple[subprocess.Popen[bytes], IO[bytes]]]:
+    """A server whose answers nobody reads yet, and its input, which is not buffered."""
+    command, pipe = [sys.executable, "-m", PACKAGE], subprocess.PIPE
+    with subprocess.Popen(
+        command, bufsize=0, stdin=pipe, stdout=pipe, stderr=stderr, env=environment(source)
+    ) as process:
+        assert process.stdin is not None
+        yield process, process.stdin
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 def test_answers_that_nobody_reads(source: Path, way: Way) -> None:
     """They are lost at the stop, which the exit code and the log say."""
-    pipe = subprocess.PIPE
-    with subprocess.Popen(
-        [sys.executable, "-m", PACKAGE], stdin=pipe, stdout=pipe, stderr=pipe, env=environment(source)
-    ) as process:
-        assert process.stdin is not None
+    with unread(source) as (process, stdin):
         assert process.stderr is not None
         for message in calls_of(way, *(call(n, "probe_large", size=400_000) for n in range(1, 3))):
-            process.stdin.write(json.dumps(message).encode() + b"\n")
-        process.stdin.flush()
+            stdin.write(json.dumps(message).encode() + b"\n")
         answered = (line for line in iter(process.stderr.readline, b"") if b'"probe_large"' in line)
         assert [next(answered), next(answered)]
         process.send_signal(signal.SIGTERM)
@@ -257,16 +268,9 @@ def test_progress_that_nobody_reads_yet(source: Path, tmp_path: Path, way: Way) 
     log = tmp_path / "log"
     flood = call(1, "probe_floods", megabytes=5)
     flood["params"]["_meta"] = {"progressToken": 7} | (ENVELOPE if way.version == MODERN else {})
-    messages = [*calls_of(way)[: way.version != MODERN], flood]
-    command = [sys.executable, "-m", PACKAGE]
-    pipe = subprocess.PIPE
-    with (
-        log.open("wb") as stderr,
-        subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=stderr, env=environment(source)) as process,
-    ):
-        assert process.stdin is not None
-        process.stdin.write(b"".join(json.dumps(message).encode() + b"\n" for message in messages))
-        process.stdin.flush()
+    with log.open("wb") as stderr, unread(source, stderr) as (process, stdin):
+        for message in [*calls_of(way)[: way.version != MODERN], flood]:
+            stdin.write(json.dumps(message).encode() + b"\n")
         until(lambda: b'"started"' in log.read_bytes())
         time.sleep(1)
         assert b"flooded" not in log.read_bytes()
@@ -278,16 +282,11 @@ def test_progress_that_nobody_reads_yet(source: Path, tmp_path: Path, way: Way) 
 
 def test_client_that_closes_its_end(source: Path, way: Way) -> None:
     """What it is owed then is not wanted, which is no fault."""
-    pipe = subprocess.PIPE
-    with subprocess.Popen(
-        [sys.executable, "-m", PACKAGE], stdin=pipe, stdout=pipe, stderr=pipe, env=environment(source)
-    ) as process:
-        assert process.stdin is not None
+    with unread(source) as (process, stdin):
         assert process.stdout is not None
         assert process.stderr is not None
         for message in calls_of(way, call(1, "probe_waits", seconds=0.2)):
-            process.stdin.write(json.dumps(message).encode() + b"\n")
-        process.stdin.flush()
+            stdin.write(json.dumps(message).encode() + b"\n")
         assert any(b'"waiting"' in line for line in iter(process.stderr.readline, b""))
         process.stdout.close()
         rest = [json.loads(line) for line in process.stderr.read().splitlines()]
@@ -312,19 +311,11 @@ def test_client_that_reads_late(source: Path, tmp_path: Path, way: Way) -> None:
             time.sleep(0.02)
         return time.monotonic() < end
 
-    command = [sys.executable, "-m", PACKAGE]
-    pipe = subprocess.PIPE
-    with (
-        log.open("wb") as stderr,
-        subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=stderr, env=environment(source)) as process,
-    ):
-        assert process.stdin is not None
-        messages = calls_of(way, *(call(n, "probe_large", size=100_000) for n in range(1, 51)))
-        lines = iter([json.dumps(message).encode() + b"\n" for message in messages])
-        asked = 0
+    messages = calls_of(way, *(call(n, "probe_large", size=100_000) for n in range(1, 51)))
+    lines, asked = iter([json.dumps(message).encode() + b"\n" for message in messages]), 0
+    with log.open("wb") as stderr, unread(source, stderr) as (process, stdin):
         for line in lines:
-            process.stdin.write(line)
-            process.stdin.flush()
+            stdin.write(line)
             asked += b"probe_large" in line
             if not answered(asked):
                 break
