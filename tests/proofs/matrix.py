@@ -1,4 +1,4 @@
-"""Every option on every Python: `python3 tests/proofs/matrix.py [--seed N] [tests of a generated project]`, half an hour.
+"""Every option on every Python: `python3 tests/proofs/matrix.py [--seed N] [tests of a generated project]`, 45 minutes.
 
 Renders a covering set: each pair of a Python that is here (3.11 to 3.14), an answer about CI, one about Kubernetes and one
 about the examples, with licences and image versions in turn, and names, descriptions and authors drawn at random from

@@ -42,7 +42,6 @@ def test_probes_answer_in_json(peer: Peer, path: str) -> None:
     answer = peer.http.get(peer.url.replace("/mcp", path), headers={"Host": "10.0.0.7"})
     assert (answer.status_code, answer.json()["status"]) == (200, "ok")
     assert "server" not in answer.headers
-    assert not any(event.get("logger") == "uvicorn.access" for event in peer.server.log)
 
 
 @pytest.mark.parametrize("way", HTTP, ids=str)
@@ -108,15 +107,15 @@ def test_largest_message(start_peer: StartPeer, way: Way, chunked: bool, excess:
     assert answer.status_code == (413 if excess else 200)
 
 
-@pytest.mark.parametrize("length", ["2000000", "9" * 19, "9" * 40])
+@pytest.mark.parametrize(("length", "status"), [("2000000", 413), ("9" * 19, 413), ("9" * 40, 400)])
 @pytest.mark.parametrize("way", HTTP[:1], ids=str)
-def test_length_beyond_the_limit(peer: Peer, length: str) -> None:
+def test_length_beyond_the_limit(peer: Peer, length: str, status: int) -> None:
     """It is refused before any of the body has come."""
     head = request(b"").replace(b"Content-Length: 0", f"Content-Length: {length}".encode())
     address = httpx2.URL(peer.url)
     with socket.create_connection((address.host, address.port or 0), timeout=5) as connection:
         connection.sendall(head)
-        assert connection.recv(65536).startswith(b"HTTP/1.1 413" if len(length) < 19 else b"HTTP/1.1 4")
+        assert connection.recv(65536).startswith(f"HTTP/1.1 {status} ".encode())
 
 
 @pytest.mark.parametrize("way", HTTP, ids=str)
