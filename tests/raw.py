@@ -130,6 +130,10 @@ class Server:
         keep(None)
 
 
+Start = Callable[..., Server]
+"""Starts a server that is ended with the test (`tests/edge/conftest.py`)."""
+
+
 class Response(NamedTuple):
     """One HTTP response; names of headers are lower case."""
 

@@ -1,0 +1,33 @@
+"""What the tests of the edge share: an installed project with tools of the tests' own, and servers of it."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from bootstrap import ROOT
+from installed import PACKAGE, Installed, install
+from raw import SERVE_HTTP, Server, Start
+from rendering import render
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
+    """The default project with what is in `fixtures/` dropped in, installed once for each worker."""
+    path = render(tmp_path_factory.mktemp("edge"), project_name="Spare Parts")
+    shutil.copytree(ROOT / "tests" / "edge" / "fixtures", path / "src" / PACKAGE, dirs_exist_ok=True)
+    return install(path)
+
+
+@pytest.fixture
+def start(installed: Installed) -> Iterator[Start]:
+    """A factory of servers that are ended with the test: `start("http", auth_mode="api_key")`, or `start("stdio")`."""
+    with ExitStack() as stack:
+
+        def start_one(transport: str = "http", /, **settings: str) -> Server:
+            arguments = SERVE_HTTP if transport == "http" else ()
+            named = {f"MCP_{name.upper()}": value for name, value in settings.items()}
+            return stack.enter_context(Server([installed.command, *arguments], named))
+
+        yield start_one
