@@ -22,7 +22,7 @@ ENVELOPE = {
 HELLO = {"protocolVersion": LEGACY, "capabilities": {}, "clientInfo": {"name": "raw", "version": "0"}}
 INITIALIZED: dict[str, Any] = {"jsonrpc": "2.0", "method": "notifications/initialized"}
 SERVE_HTTP = ("serve", "--transport", "http", "--port", "0")
-PATIENCE = 20  # seconds; a start on a busy machine takes two
+PATIENCE = 60  # seconds; a start takes two on a busy machine, and twenty on a crowded one
 
 Json = dict[str, Any]
 

@@ -26,7 +26,7 @@ ENVELOPE = {
     "io.modelcontextprotocol/protocolVersion": MODERN,
     "io.modelcontextprotocol/clientCapabilities": {},
 }
-PATIENCE = 20  # seconds; a start on a busy machine takes two
+PATIENCE = 60  # seconds; a start takes two on a busy machine, and twenty on a crowded one
 
 Transport = Literal["stdio", "http"]
 Json = dict[str, Any]

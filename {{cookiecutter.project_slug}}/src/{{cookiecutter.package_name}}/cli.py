@@ -121,7 +121,7 @@ def _configure(wire: Wire, **overrides: Any) -> Settings:
 
 def _serve(wire: Wire, **overrides: Any) -> int:
     settings = _configure(wire, **overrides)
-    for number in (signal.SIGTERM, signal.SIGINT):  # until it serves, nobody is owed an answer
+    for number in _stop_signals():  # until it serves, nobody is owed an answer
         signal.signal(number, lambda *_: os._exit(0))
     import asyncio
     import gc
@@ -158,7 +158,10 @@ def _serve(wire: Wire, **overrides: Any) -> int:
         lag = Histogram(LAG_BUCKETS)
         gathering = wire.gathering(partial(loop.call_later, _LOG_SECONDS))
         async with _metrics(app, serving, lag):
-            with gathering, attended(serving, app.registry.code, partial(os._exit, 1), lag) as watchdog:
+            with (
+                gathering,
+                attended(serving, _stop_signals(), app.registry.code, partial(os._exit, 1), lag) as watchdog,
+            ):
                 try:
                     code = await serving.serve(watchdog.limit)
                 except StartError as error:
@@ -169,6 +172,14 @@ def _serve(wire: Wire, **overrides: Any) -> int:
                 wire.leave(code)  # the loop's own end would wait for threads and tasks without limit
 
     return anyio.run(serve, backend_options=options)
+
+
+def _stop_signals() -> list[signal.Signals]:
+    """A terminal that closes sends SIGHUP, unless `nohup` has it ignored."""
+    found = [signal.SIGTERM, signal.SIGINT]
+    if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        found.append(signal.SIGHUP)
+    return found
 
 
 def _metrics(app: "Application", serving: "Serving", lag: "Histogram") -> AbstractAsyncContextManager[None]:

@@ -21,9 +21,11 @@ from pydantic_core import to_json
 
 from .. import NAME
 from ..errors import Internal, Outcome
+from ..guards.rate_limit import address_key
 from ..sdk import NOT_A_MESSAGE, answer, http_status, one_request
 from ..server import Application
 from .admission import Admission
+from .bodies import Bodies
 from .exchange import Exchange, Receive, Scope, Send, Stream
 from .headers import Names, accepts, is_json, read_headers
 from .lifecycle import first_of
@@ -60,7 +62,7 @@ class Edge:
         self._admission = Admission(app)
         self._hosts = Names(app.settings.allowed_hosts)
         self._origins = Names(app.settings.allowed_origins)
-        self._largest = app.settings.max_request_bytes
+        self._bodies = Bodies(app.settings.max_request_bytes)
         self._mirrored = {
             tool.name: tool.signature.schema
             for tool in app.registry.tools.values()
@@ -117,7 +119,7 @@ class Edge:
             raise Refused(406, "Accept both application/json and text/event-stream.")
         if self._readiness.state == "starting":
             raise Refused(503, _STARTING.message, code=503, headers={b"retry-after": b"1"}, outcome=_STARTING)
-        body = await self._body(headers, receive)
+        body = await self._bodies.read(headers, receive, address_key(_address(scope)))
         if body is None:
             return  # the client has gone
         message = _parse(body)
@@ -217,31 +219,8 @@ class Edge:
             raise Refused(403, "Pages of this Origin may not call. Add it to MCP_ALLOWED_ORIGINS.")
         return headers
 
-    async def _body(self, headers: Mapping[str, str], receive: Receive) -> bytes | None:
-        """The whole body; None if the client goes first."""
-        declared = headers.get("content-length", "0")
-        if not declared.isdecimal() or len(declared) > 18 or int(declared) > self._largest:
-            raise self._too_large()
-        message = await receive()
-        body: bytes = message.get("body", b"")
-        if message.get("more_body"):
-            whole = bytearray(body)
-            while message.get("more_body") and len(whole) <= self._largest:
-                message = await receive()
-                whole += message.get("body", b"")
-            body = bytes(whole)
-        if message["type"] == "http.disconnect":
-            return None
-        if len(body) > self._largest:
-            raise self._too_large()
-        return body
-
-    def _too_large(self) -> Refused:
-        return Refused(413, f"A message is at most {self._largest} bytes long.")
-
     async def _refuse(self, scope: Scope, send: Send, refused: Refused) -> None:
-        client = scope.get("client")
-        await self._answer(send, refused.status, refused.body(client[0] if client else None), refused.headers)
+        await self._answer(send, refused.status, refused.body(_address(scope)), refused.headers)
 
     async def _accepted(self, send: Send) -> None:
         await self._send(send, 202, b"", [])
@@ -257,6 +236,11 @@ class Edge:
     def _closing(self) -> list[tuple[bytes, bytes]]:
         """While the server stops, clients are told to go elsewhere with their next request."""
         return [(b"connection", b"close")] if self._readiness.state == "draining" else []
+
+
+def _address(scope: Scope) -> str | None:
+    client = scope.get("client")
+    return client[0] if client else None
 
 
 def _parse(body: bytes) -> Json:

@@ -1,11 +1,14 @@
 """MCP over HTTP on uvicorn: its start, its stop, and what is answered in between (`edge.py`)."""
 
 import asyncio
+import errno
 import math
+import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
+from typing import Any
 
 import anyio
 import structlog
@@ -13,10 +16,11 @@ import uvicorn
 
 from ..errors import StartError
 from ..server import Application
+from .connections import Connections
 from .edge import Edge
 from .lifecycle import Limit, first_of
 from .listener import listen, url_of
-from .protocol import Protocol
+from .protocol import Protocol, make_protocol
 from .readiness import Readiness
 from .sessions import Sessions
 
@@ -42,7 +46,7 @@ class Http:
         self._server = _Server(
             uvicorn.Config(
                 self._edge,
-                http=Protocol,
+                http=make_protocol(Connections(settings.trusted_proxies)),
                 lifespan="off",
                 log_config=None,  # its default writes the access log to stdout
                 access_log=False,
@@ -148,6 +152,24 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self.closed, self.stopped = anyio.Event(), anyio.Event()
+        self._has_descriptors = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second."""
+        if counter % 10 == 0:
+            self._look_for_descriptors()
+        return await super().on_tick(counter)
+
+    def _look_for_descriptors(self) -> None:
+        """Log when none is left, and when there are some again: uvloop then closes connections without a word."""
+        try:
+            os.close(os.open(os.devnull, os.O_RDONLY))
+            has_some = True
+        except OSError as error:
+            has_some = error.errno not in (errno.EMFILE, errno.ENFILE)
+        if has_some != self._has_descriptors:
+            self._has_descriptors, log = has_some, structlog.get_logger()
+            log.info("descriptors_back") if has_some else log.error("descriptors_exhausted")
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -161,7 +183,8 @@ class _Server(uvicorn.Server):
             each.close()
         loop = asyncio.get_running_loop()
         for found in waiting:
-            await loop.connect_accepted_socket(partial(Protocol, self.config, self.server_state, {}), found)
+            made: Any = self.config.http_protocol_class
+            await loop.connect_accepted_socket(partial(made, self.config, self.server_state, {}), found)
         self.closed.set()
         await super().shutdown(sockets)
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import signal
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
 from types import CodeType, FrameType
@@ -47,23 +47,27 @@ class Serving(Protocol):
 
 @contextmanager
 def attended(
-    serving: Serving, tools: Mapping[CodeType, str], end: Callable[[], None], lag: Histogram
+    serving: Serving,
+    signals: Iterable[signal.Signals],
+    tools: Mapping[CodeType, str],
+    end: Callable[[], None],
+    lag: Histogram,
 ) -> Iterator[Watchdog]:
-    """Stop `serving` on the first SIGTERM or SIGINT, at once on the second.
+    """Stop `serving` on the first of `signals`, at once on the second.
 
     Signals are counted in their handler, which runs while a tool holds the event loop too; if the stop does not come to
     its end in time, `end` ends the process from another thread. Not to be left: the handlers stay. `lag`: how late the
     event loop is.
     """
-    loop, signals = asyncio.get_running_loop(), count(1)
+    loop, came = asyncio.get_running_loop(), count(1)
     watchdog = Watchdog(tools, lambda: serving.stop_seconds if serving.has_hung_up() else None, end, lag)
 
     def handle(number: int, frame: FrameType | None) -> None:
-        first = next(signals) == 1
+        first = next(came) == 1
         watchdog.limit(serving.stop_seconds if first else _HURRY_SECONDS)
         loop.call_soon_threadsafe(serving.stop if first else serving.hurry)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in signals:
         signal.signal(number, handle)
     with watchdog.watch():
         yield watchdog

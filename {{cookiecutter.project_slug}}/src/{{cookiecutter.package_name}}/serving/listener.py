@@ -13,7 +13,8 @@ def listen(host: str, port: int, settings: str) -> socket.socket:
     """
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family, backlog=2048)
+        is_any = host == "::" and socket.has_dualstack_ipv6()  # then the other family too
+        return socket.create_server((host, port), family=family, backlog=2048, dualstack_ipv6=is_any)
     except OSError as error:
         raise StartError([f"{settings}: cannot listen on {host}:{port} ({error.strerror})"]) from None
 

@@ -1,0 +1,112 @@
+"""Who is connected over HTTP: bounded in all and for each address, as a connection costs a descriptor before it says a word.
+
+Idle ones, and those that let this server wait for the rest of a request, give way to new ones.
+"""
+
+import sys
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from ipaddress import ip_address, ip_network
+from typing import Protocol
+
+import structlog
+
+from ..guards.rate_limit import address_key
+from ..settings import is_loopback
+
+_MOST = 10_000
+_PART = 0.75  # of the descriptors; the others are for what tools, the log and connections to other services open
+_SHARE = 0.25  # of the connections, for one address
+_MANY = 0.9  # of the connections: below, places have run out no more
+_KEPT = 8  # beyond all, for this machine: a health check gets in
+
+
+class Connection(Protocol):
+    """One of them. `waits`: it is its client's turn, since `waits_since` (in seconds of the loop's clock)."""
+
+    waits_since: float
+
+    @property
+    def address(self) -> str | None: ...
+
+    @property
+    def waits(self) -> bool: ...
+
+    def give_way(self) -> None:
+        """Close."""
+
+
+class Connections:
+    """Those there are. `most`, `most_each`: how many there may be, and from one address."""
+
+    def __init__(self, proxies: Sequence[str], descriptors: int | None = None) -> None:
+        """
+        Args:
+            proxies: addresses and networks that connect for many callers, and have no bound of their own.
+            descriptors: that this process may have; None: as the system says.
+        """
+        found = _descriptors() if descriptors is None else descriptors
+        self.most = max(_KEPT, min(_MOST, int(found * _PART)))
+        self.most_each = max(_KEPT // 2, int(self.most * _SHARE))
+        networks = [ip_network(each) for each in proxies]
+        self._is_proxy = lru_cache(maxsize=1024)(lambda address: any(ip_address(address) in each for each in networks))
+        self._by_caller: dict[str, set[Connection]] = {}
+        self._count = 0
+        self._told: set[str] = set()  # whose places have run out, "" for all
+
+    def take(self, new: Connection) -> bool:
+        """Give it a place, or say that there is none."""
+        caller, address = address_key(new.address), new.address
+        own = self._by_caller.get(caller, set())
+        if len(own) >= self.most_each and not (address and self._is_proxy(address)):
+            self._tell(caller, client=address, most=self.most_each)
+            has_place = self._make_room([own])
+        elif self._count >= self.most:
+            self._tell("", most=self.most)
+            has_place = self._make_room(sorted(self._by_caller.values(), key=len, reverse=True)) or (
+                is_loopback(address or "") and self._count < self.most + _KEPT
+            )
+        else:
+            has_place = True
+        if has_place:
+            self._by_caller.setdefault(caller, set()).add(new)
+            self._count += 1
+        return has_place
+
+    def leave(self, one: Connection) -> None:
+        """It has ended, or is about to."""
+        caller = address_key(one.address)
+        own = self._by_caller.get(caller, set())
+        if one not in own:
+            return
+        own.discard(one)
+        self._count -= 1
+        if not own:
+            del self._by_caller[caller]
+            self._told.discard(caller)
+        if self._count < self.most * _MANY:
+            self._told.discard("")
+
+    def _make_room(self, crowds: Iterable[set[Connection]]) -> bool:
+        """Close the one that has waited longest, of the first crowd that has one."""
+        for crowd in crowds:
+            if waiting := [each for each in crowd if each.waits]:
+                first = min(waiting, key=lambda each: each.waits_since)
+                self.leave(first)
+                first.give_way()
+                return True
+        return False
+
+    def _tell(self, whose: str, **fields: object) -> None:
+        """Log that places have run out, once until there are some again."""
+        if whose not in self._told:
+            self._told.add(whose)
+            structlog.get_logger().warning("connections_full", **fields)
+
+
+def _descriptors() -> int:
+    if sys.platform == "win32":
+        return _MOST
+    import resource
+
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0] % (1 << 63)  # unlimited is written as -1
