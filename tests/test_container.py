@@ -52,7 +52,13 @@ PLANTED = (
     f"src/{PACKAGE}/.env",
     f"src/{PACKAGE}/.ssh/id_ed25519",
     f"src/{PACKAGE}/data/server.key",
-    f"src/{PACKAGE}/data/server.pem",
+    f"src/{PACKAGE}/data/Server.PEM",
+    f"src/{PACKAGE}/data/secrets/redis",
+    f"src/{PACKAGE}/id_rsa",
+    f"src/{PACKAGE}/keys.json.bak",
+    f"src/{PACKAGE}/prod.env",
+    f"src/{PACKAGE}/Secrets.json",
+    f"src/{PACKAGE}/store.p12",
 )
 
 # Development tools of the standard library, and Python twins of what is there in C: no server imports them.

@@ -1,6 +1,7 @@
 """A fresh project installs, and passes its own lint, format check, type check and tests, without a warning."""
 
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 from typing import ClassVar, NamedTuple
@@ -19,6 +20,9 @@ HOSTILE = (
     "\"quotes\", 'apostrophes', \\back\\slashes, 🔩, {{ 7 * 7 }}, {% raw %}, \u05d0\u05d1 \u200f, <b>, $HOME, %s, # x"
     ", 100%, %(x)d"
 )
+
+# Secrets that lie about while a wheel and an sdist are built; the whole list is tried with git, which decides.
+PLANTED = ("prod.env", "secrets/redis", "{package}/secrets.json", "{package}/tools/ID_RSA", "{package}/Server.PEM~")
 
 
 class Installed(NamedTuple):
@@ -70,9 +74,21 @@ class Checks:
         assert "warning" not in (done.stdout + done.stderr).lower()
 
     def test_wheel_holds_all_it_needs(self, project: Installed) -> None:
-        """The built distribution carries every file of the package, and the licence, and serves when installed on its own."""
+        """The built distribution carries every file of the package, and the licence, but no secret that lies about, and serves
+        when installed on its own."""
+        planted = [project.path / name.format(package=next((project.path / "src").iterdir())) for name in PLANTED]
+        for path in planted:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text("hunter22", encoding="ascii")
         built = run(project.path, "uv build --quiet --out-dir dist", project.python)
+        for path in planted:
+            path.unlink()
         assert built.returncode == 0, built.stdout + built.stderr
+        (sdist,) = (project.path / "dist").glob("*.tar.gz")
+        with tarfile.open(sdist) as archive:
+            packed = {member.name.partition("/")[2] for member in archive if member.isfile()}
+        assert "pyproject.toml" in packed
+        assert not packed & {path.relative_to(project.path).as_posix() for path in planted}
         (wheel,) = (project.path / "dist").glob("*.whl")
         names = zipfile.ZipFile(wheel).namelist()
         source = project.path / "src"
@@ -82,6 +98,7 @@ class Checks:
             if path.is_file() and path.suffix != ".pyc"
         }
         assert package <= set(names)
+        assert not {path.name for path in planted} & {name.rpartition("/")[2] for name in names}
         assert any(name.endswith("licenses/LICENSE") for name in names)
         slug = metadata(project.path)["name"]
         listed = run(

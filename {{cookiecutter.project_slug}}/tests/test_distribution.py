@@ -15,6 +15,7 @@ from mcp.client.stdio import StdioServerParameters, get_default_environment
 
 from {{ cookiecutter.package_name }}.auth.api_keys import new_key
 from {{ cookiecutter.package_name }}.clients import NOT_ASKED, NOT_LOCAL, questions
+from {{ cookiecutter.package_name }}.distribution import PRIVATE, is_private
 from {{ cookiecutter.package_name }}.registry import Registry
 from {{ cookiecutter.package_name }}.server import build_server
 from {{ cookiecutter.package_name }}.settings import Settings
@@ -22,15 +23,54 @@ from {{ cookiecutter.package_name }}.settings import Settings
 from .conftest import PACKAGE_FOLDER, ROOT
 from .harness import PACKAGE, Json, run_command
 
+HIDDEN = (".env", ".git/config", ".ssh/id_ed25519", "__pycache__/secret.txt")
+# As people name them, and copies of them; each in the package or in a folder of it.
+NAMED = (
+    *(
+        "keys.json",
+        "keys.json.bak",
+        "keys.json~",
+        "keys.json.new",
+        "api_keys.json",
+        "Server.PEM",
+        "server.pem.1",
+        "id.key",
+    ),
+    *(
+        "store.jks",
+        "a.p12",
+        "A.PFX",
+        "putty.ppk",
+        "vault.kdbx",
+        "signing.asc",
+        "signing.gpg",
+        "ID_RSA",
+        "id_ed25519.old",
+    ),
+    *(
+        "prod.env",
+        "prod.env.local",
+        "secrets.json",
+        "Secrets.yaml",
+        "client_secret_1.json",
+        "credentials",
+        "credentials.toml",
+    ),
+    *(
+        "service-account.json",
+        "service_account-prod.json",
+        "token.json",
+        "kubeconfig",
+        "prod.kubeconfig",
+        "terraform.tfstate",
+    ),
+    *("_netrc", "data/secrets/redis", "data/Secrets/hidden.py", "data/parts.json.orig"),
+)
+# Named nearly so, and needed.
+NEEDED = ("secrets.py", "auth/credentials_of.py", "passwords.py", "data/monkeys.json", "data/keyboard.txt", "id_rsa.py")
 SECRETS = (
     *(".env", "keys.json", "secrets/redis", ".git/config", ".venv/pyvenv.cfg", "tests/token.txt"),
-    *(
-        f"src/{PACKAGE}/.env",
-        f"src/{PACKAGE}/.git/config",
-        f"src/{PACKAGE}/keys.json",
-        f"src/{PACKAGE}/tools/Server.PEM",
-    ),
-    *(f"src/{PACKAGE}/id.key", f"src/{PACKAGE}/__pycache__/secret.txt"),
+    *(f"src/{PACKAGE}/{name}" for name in (*HIDDEN, *NAMED)),
 )
 
 
@@ -56,11 +96,17 @@ def project(tmp_path: Path) -> Path:
     return copy
 
 
-def bundled(project: Path, *options: str, **settings: str) -> list[Path]:
-    """What `bundle` says that it wrote."""
+def said_by_bundle(project: Path, *options: str, **settings: str) -> list[str]:
+    """The lines that `bundle` prints."""
     done = run_command("bundle", *options, source=project / "src", settings=settings)
     assert (done.returncode, done.stderr) == (0, "")
-    return [project / line.removeprefix("wrote ") for line in done.stdout.splitlines()]
+    return done.stdout.splitlines()
+
+
+def bundled(project: Path, *options: str, **settings: str) -> list[Path]:
+    """What `bundle` says that it wrote."""
+    lines = said_by_bundle(project, *options, **settings)
+    return [project / line.removeprefix("wrote ") for line in lines if line.startswith("wrote ")]
 
 
 def problem(project: Path, *options: str) -> str:
@@ -117,7 +163,7 @@ async def test_bundle_starts_this_server(project: Path, tmp_path: Path) -> None:
 
 
 def test_bundle_holds_no_secret(project: Path) -> None:
-    """Only the package and what installs it: nothing hidden, linked, named as keys are, or named by a setting."""
+    """Only the package and what installs it: nothing hidden, linked, named as secrets are, or named by a setting."""
     hashes = project / "src" / PACKAGE / "hashes.txt"
     new_key(hashes, "tests", [], None)
     (made,) = bundled(project, MCP_API_KEYS_FILE=str(hashes))
@@ -128,6 +174,67 @@ def test_bundle_holds_no_secret(project: Path) -> None:
     assert {name for name in names if "/" not in name} == beside
     package = (path for path in PACKAGE_FOLDER.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     assert names - beside == {f"src/{PACKAGE}/{path.relative_to(PACKAGE_FOLDER).as_posix()}" for path in package}
+
+
+def test_bundle_names_what_it_leaves_out(project: Path) -> None:
+    """Whoever needs such a file learns of it here; what is only named nearly so is packed."""
+    for name in NEEDED:
+        (project / "src" / PACKAGE / name).parent.mkdir(exist_ok=True)
+        (project / "src" / PACKAGE / name).write_text("# needed\n", encoding="utf-8")
+    wrote, *left_out = said_by_bundle(project)
+    names = {line.removeprefix("left out ").partition(": named as secrets are")[0] for line in left_out}
+    assert names == {f"src/{PACKAGE}/{name}" for name in (*NAMED, "linked.txt")}
+    with zipfile.ZipFile(project / wrote.removeprefix("wrote ")) as archive:
+        assert {f"src/{PACKAGE}/{name}" for name in NEEDED} <= set(archive.namelist())
+
+
+def test_key_under_any_name_stops_the_bundle(project: Path) -> None:
+    """Each file that holds one is named, and no bundle is made."""
+    dashes, key, package = "-" * 5, "MIIEvQIBADANBgkqhkiG9w0BAQEFAASC", project / "src" / PACKAGE
+    (package / "data").mkdir(exist_ok=True)
+    keyed = {
+        "data/account.json": f'["{dashes}BEGIN PRIVATE KEY{dashes}\\n{key}"]',
+        "data/notes.txt": f"{dashes}BEGIN RSA PRIVATE KEY{dashes}\n{key}",
+        "data/ring": f"{dashes}BEGIN PGP PRIVATE KEY BLOCK{dashes}\r\n\r\n{key}",
+        "tools/_signing.py": f'KEY = """{dashes}BEGIN OPENSSH PRIVATE KEY{dashes}\n{key}"""',
+    }
+    for name, text in (keyed | {"data/none.txt": f"{dashes}BEGIN PRIVATE KEY{dashes} is how one begins"}).items():
+        (package / name).write_text(text, encoding="utf-8")
+    done = run_command("bundle", source=project / "src")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert [json.loads(line)["event"] for line in done.stderr.splitlines()] == [
+        f"src/{PACKAGE}/{name}: holds a private key; keep it outside the project" for name in keyed
+    ]
+    assert not (project / "dist").exists()
+
+
+def ignored(pattern: str, *, inside: str = "**/") -> str:
+    """The line that stands for a pattern in files that know no flag for either case."""
+    letters = re.sub(r"(\[[^]]*\])|([a-z])", lambda found: found[1] or f"[{found[2]}{found[2].upper()}]", pattern)
+    return f"!{inside}{letters[1:]}" if letters.startswith("!") else f"**/{letters}"
+
+
+def lines_of(name: str) -> list[str]:
+    """Of a file of the project; where there is none, there is nothing to hold it to."""
+    if not (ROOT / name).is_file():
+        pytest.skip(f"there is no {name}")
+    return (ROOT / name).read_text(encoding="utf-8").splitlines()
+
+
+def test_git_wheel_and_image_leave_out_the_same() -> None:
+    """One list, in the order that tells (the last that fits counts); what has to be hidden comes after it."""
+    lines = "\n".join(lines_of(".gitignore"))
+    assert "\n".join(ignored(each) for each in PRIVATE) in lines, ".gitignore: differs from PRIVATE of distribution.py"
+    lines = "\n".join(lines_of(".dockerignore"))
+    wanted = [*(ignored(each, inside="src/**/") for each in PRIVATE), "**/.*", "**/__pycache__"]
+    assert lines.endswith("\n".join(wanted)), ".dockerignore: differs from PRIVATE of distribution.py"
+
+
+def test_package_needs_nothing_that_is_left_out() -> None:
+    """A file that works here, and is in no wheel, image or bundle, would be missed by users alone."""
+    paths = [path.relative_to(ROOT) for path in PACKAGE_FOLDER.rglob("*") if path.is_file()]
+    private = [path.as_posix() for path in paths if any(map(is_private, path.parts))]
+    assert private == [], "these are named as secrets are, and are left out: rename them, or move them out of src/"
 
 
 def test_same_project_gives_the_same_bundle(project: Path) -> None:

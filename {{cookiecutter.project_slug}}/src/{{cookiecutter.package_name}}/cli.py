@@ -314,7 +314,9 @@ def _bundle(wire: Wire, *, registry: bool, **overrides: Any) -> int:
     from .server import build_server
 
     made = bundle(settings, build_server(settings).registry, with_server_json=registry)
-    return _print(wire, "".join(f"wrote {path.as_posix()}\n" for path in made))
+    lines = [f"wrote {path.as_posix()}" for path in made.written]
+    lines += [f"left out {path.as_posix()}: named as secrets are, or a link" for path in made.left_out]
+    return _print(wire, "".join(f"{line}\n" for line in lines))
 
 
 def _new_tool(wire: Wire, *, name: str, **_: Any) -> int:

@@ -11,10 +11,10 @@ import json
 import re
 import tomllib
 import zipfile
-from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import NAME
 from .clients import Question, questions
@@ -32,17 +32,40 @@ from {__package__}.__main__ import main
 
 main()
 '''
-# By these names keys and settings of one machine go. The image's build leaves out the same (.dockerignore).
-_PRIVATE = re.compile(r"\..*|__pycache__|keys\.json|.*\.(pyc|key|pem|p12|pfx|jks)", re.IGNORECASE)
+# Names that secrets go by, in either case, of files and of folders with all that is in them; copies that people and editors
+# leave; and, as in .gitignore, what is none although it is named so: modules, but for those in such a folder. .gitignore (by
+# which wheel and sdist go) and .dockerignore have the same list: tests/test_distribution.py holds them to this one.
+PRIVATE = (
+    *("*.age", "*.asc", "*.gpg*", "*.jks*", "*.kdb", "*.kdbx*", "*.key", "*.key.*", "*.keystore*", "*.keytab*"),
+    *("*.ovpn", "*.p12*", "*.p8", "*.pem*", "*.pfx*", "*.pgp", "*.pk8", "*.ppk*", "id_dsa*", "id_ecdsa*"),
+    *("id_ed25519*", "id_rsa*", "*.env", "*.env.*", ".envrc", ".git-credentials", ".htpasswd", ".netrc", ".npmrc"),
+    *(".pgpass", ".pypirc", "*.tfstate*", "*.tfvars*", "*credential*.json*", "*kubeconfig*", "*secret*.json*"),
+    *("_netrc", "credentials.*", "htpasswd", "keys.json*", "*[-_]keys.json*", "passwords.*", "secret.*", "secrets.*"),
+    *("service[-_]account*.json*", "token.json*", "*.bak", "*.old", "*.orig", "*.save", "*.swp", "*~", "!*.py"),
+    *("!.env.example", "credentials", "secrets"),
+)
+_HIDDEN = re.compile(r"\..*|__pycache__|.*\.pyc", re.IGNORECASE)
+# A key itself, not the first line alone, which code that looks for keys has too.
+_KEY = re.compile(
+    rb"-----BEGIN (?:[A-Z0-9]+ ){0,3}PRIVATE KEY(?: BLOCK)?-----(?:\s|\\[nr]){1,4}[\w+/=:,-]{12}"
+    rb"|PuTTY-User-Key-File-\d: |AGE-SECRET-KEY-1[A-Z0-9]{20}"
+)
 _GITHUB = re.compile(r"https://github\.com/([A-Za-z0-9-]+)/([\w.-]+?)(?:\.git)?/?", re.ASCII)
 _STDIO = {f"{PREFIX}TRANSPORT": "stdio"}
 
 
-def bundle(settings: Settings, registry: Registry, *, with_server_json: bool) -> list[Path]:
+class Bundled(NamedTuple):
+    """What was written, and the files of the package that are not in it, both relative to the project."""
+
+    written: list[Path]
+    left_out: list[Path]
+
+
+def bundle(settings: Settings, registry: Registry, *, with_server_json: bool) -> Bundled:
     """Write `dist/<name>-<version>.mcpb`, and `dist/server.json` if it is wanted; the same input gives the same bytes.
 
     Raises:
-        StartError: something is missing that only its author knows.
+        StartError: something is missing that only its author knows, or a file holds a private key.
     """
     root = Path(__file__).parents[2]
     if not (root / "pyproject.toml").is_file():
@@ -52,14 +75,15 @@ def bundle(settings: Settings, registry: Registry, *, with_server_json: bool) ->
             ["uv.lock: is not there; `uv lock` makes it, so that every user gets the versions tested here"]
         )
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    packed = _packed(root, settings, manifest(project, registry))
+    paths, left_out = _packable(root, settings)
+    packed = _packed(root, paths, manifest(project, registry))
     files = {f"{NAME}-{project['version']}.mcpb": packed}
     if with_server_json:
         files["server.json"] = _text(server_json(project, settings, hashlib.sha256(packed).hexdigest()))
     (root / "dist").mkdir(exist_ok=True)
     for name, content in files.items():
         (root / "dist" / name).write_bytes(content)
-    return [Path("dist", name) for name in files]
+    return Bundled([Path("dist", name) for name in files], [path.relative_to(root) for path in left_out])
 
 
 def manifest(project: Json, registry: Registry) -> Json:
@@ -170,11 +194,12 @@ def _environment_variable(asked: Question) -> Json:
     return entry | ({"choices": [*asked.choices]} if asked.choices else {})
 
 
-def _packed(root: Path, settings: Settings, described: Json) -> bytes:
+def _packed(root: Path, paths: list[Path], described: Json) -> bytes:
     """The archive: the package, and what uv needs to install it."""
     files = {"manifest.json": _text(described), "server.py": _ENTRY.encode()}
-    for path in _packable(root, settings):
-        files[path.relative_to(root).as_posix()] = path.read_bytes()
+    files |= {path.relative_to(root).as_posix(): path.read_bytes() for path in paths}
+    if named := [name for name, content in files.items() if _KEY.search(content)]:
+        raise StartError([f"{name}: holds a private key; keep it outside the project" for name in named])
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in sorted(files):
@@ -185,14 +210,28 @@ def _packed(root: Path, settings: Settings, described: Json) -> bytes:
     return packed.getvalue()
 
 
-def _packable(root: Path, settings: Settings) -> Iterator[Path]:
-    """Named files of the project, and the package's: none that is hidden, a link, or named as secrets are."""
+def _packable(root: Path, settings: Settings) -> tuple[list[Path], list[Path]]:
+    """Named files of the project and the package's; and those of the package that are secret, or links, and left out.
+
+    What is hidden, as tools leave it, is passed over in silence.
+    """
     secret = {path.resolve() for path in secret_paths(settings).values()}
     package = Path(__file__).parent
+    packable: list[Path] = []
+    left_out: list[Path] = []
     for path in (*(root / name for name in _FILES), *sorted(package.rglob("*"))):
-        private = any(map(_PRIVATE.fullmatch, path.relative_to(root).parts))
-        if path.is_file() and not (private or path.is_symlink() or path.resolve() in secret):
-            yield path
+        names = path.relative_to(root).parts
+        if not path.is_file() or any(map(_HIDDEN.fullmatch, names)):
+            continue
+        private = path.is_symlink() or path.resolve() in secret or any(map(is_private, names))
+        (left_out if private else packable).append(path)
+    return packable, left_out
+
+
+def is_private(name: str) -> bool:
+    """Whether secrets go by this name: the last of `PRIVATE` that fits it says so."""
+    fitting = [pattern for pattern in PRIVATE if fnmatchcase(name.lower(), pattern.removeprefix("!"))]
+    return bool(fitting) and not fitting[-1].startswith("!")
 
 
 def _text(value: Json) -> bytes:
