@@ -159,8 +159,9 @@ def configured(node: Node, installed: Installed, guarded: Guarded, url: str) -> 
     variables = environment() | guarded.settings | {"MCP_TRANSPORT": "http", "MCP_PORT": str(urlsplit(url).port)}
     shown = subprocess.check_output([installed.command, "client-config", "claude-desktop"], env=variables, text=True)
     (entry,) = json.loads(shown.replace("<API key>", guarded.key))["mcpServers"].values()
-    program, *arguments = entry["args"][entry["args"].index("mcp-remote") :]
-    return node.command(f"{program}/dist/proxy.js", *arguments), node.environment() | entry["env"]
+    yes, package, *arguments = entry["args"]
+    assert (yes, package in PACKAGES) == ("-y", True)  # the version that is tried here is the one that users start
+    return node.command("mcp-remote/dist/proxy.js", *arguments), node.environment() | entry["env"]
 
 
 @contextmanager

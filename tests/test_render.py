@@ -179,6 +179,10 @@ def test_workflow_runs_on_every_python_version_offered(rendered: Path) -> None:
     assert set(workflow["jobs"]["test"]["strategy"]["matrix"]["python-version"]) == set(CHOICES["python_version"])
 
 
-def test_image_is_built_with_the_uv_that_the_tests_use(rendered: Path) -> None:
-    """The pins move together."""
+def test_image_and_ci_use_the_uv_that_the_tests_use(rendered: Path) -> None:
+    """The pins move together, and no job takes whatever was released last."""
     assert f"uv=={UV_VERSION}" in (rendered / "Dockerfile").read_text(encoding="utf-8")
+    workflows = [path.read_text(encoding="utf-8") for path in (rendered / ".github/workflows").glob("*.yml")]
+    installs = [found for text in workflows for found in re.findall(r"astral-sh/setup-uv@.*\n +with:\n(.*)", text)]
+    assert len(installs) == sum(text.count("astral-sh/setup-uv@") for text in workflows) > 0
+    assert [line for line in installs if f'version: "{UV_VERSION}"' not in line] == []

@@ -1,6 +1,7 @@
 """The command line: results on stdout, problems one to a line on stderr, and an exit code."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -146,6 +147,20 @@ def test_client_config_for_http_names_the_address(client: str) -> None:
     """It follows the configured transport."""
     settings = {"MCP_TRANSPORT": "http", "MCP_PORT": "8123"}
     assert "http://127.0.0.1:8123/mcp" in run_command("client-config", client, settings=settings).stdout
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+def test_client_config_starts_no_program_of_any_version(client: str) -> None:
+    """What npx fetches is named by an exact version, and by none that lets a server run commands (CVE-2025-6514)."""
+    entry, _ = entry_of(client, {"MCP_TRANSPORT": "http"})
+    if client != "claude-desktop":
+        assert "command" not in entry
+        return
+    assert (entry["command"], entry["args"][0]) == ("npx", "-y")
+    name, _, version = entry["args"][1].partition("@")
+    assert name == "mcp-remote"
+    assert re.fullmatch(r"\d+\.\d+\.\d+", version), "a range, or a tag, is whatever was published last"
+    assert tuple(map(int, version.split("."))) >= (0, 1, 16)
 
 
 @pytest.mark.parametrize("client", CLIENTS)

@@ -22,6 +22,10 @@ NOT_ASKED = {
     *("max_concurrent_calls", "max_request_bytes", "max_result_bytes"),
 }
 
+# Exact: npx would run whatever was published last, on the user's machine and at each start of the client. Before 0.1.16 the
+# server it was pointed at could run commands there (CVE-2025-6514); this one was tried.
+_MCP_REMOTE = "mcp-remote@0.15.1"
+
 # What stands for the API key: each client fills it in from its environment, or asks for it.
 _KEY = {"claude-code": "${MCP_API_KEY}", "cursor": "${env:MCP_API_KEY}", "vscode": "${input:api-key}"}
 _INPUT = {"type": "promptString", "id": "api-key", "description": f"API key for {NAME}", "password": True}
@@ -98,7 +102,7 @@ def snippet(client: str, settings: Settings) -> str:
         if variables := _environment(settings):
             entry["env"] = variables
     elif client == "claude-desktop":  # its file knows local commands only
-        entry = {"command": "npx", "args": ["-y", "mcp-remote", url, "--transport", "http-only"]}
+        entry = {"command": "npx", "args": ["-y", _MCP_REMOTE, url, "--transport", "http-only"]}
         if takes_key:  # no space in the argument: on Windows it would be cut there
             entry["args"] += ["--header", "Authorization:${AUTHORIZATION}"]
             entry["env"] = {"AUTHORIZATION": "Bearer <API key>"}

@@ -5,6 +5,7 @@ import platform
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from importlib import metadata
+from ipaddress import ip_address
 from itertools import accumulate
 from typing import Any
 
@@ -12,6 +13,7 @@ import structlog
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
+from pydantic_core import to_json
 
 from . import NAME
 from .guards.request_log import current_operations
@@ -24,6 +26,13 @@ _PATH = "/metrics"
 _LONGEST_HEAD = 8192  # bytes
 _SECONDS = 5.0  # for one exchange, both directions
 _MOST_CONNECTIONS = 32  # file descriptors are shared with MCP's clients
+_REFUSALS = {
+    "400 Bad Request": "Send one HTTP/1.1 request, with one Host.",
+    "403 Forbidden": "Pages may not read this. Send no Origin.",
+    "404 Not Found": "There is nothing at this path. Metrics are at /metrics.",
+    "405 Method Not Allowed": "This path is for GET.",
+    "421 Misdirected Request": "Metrics are not read by this Host. Use the address, or add the name to MCP_ALLOWED_HOSTS.",
+}
 _STATUSES = ("starting", "ok", "degraded", "unavailable", "draining")  # of `Readiness.report`
 
 
@@ -43,7 +52,10 @@ class Metrics:
         self._process = _Process(app, serving, lag)
         self._system = CollectorRegistry()
         ProcessCollector(registry=self._system)  # memory, processor time, file descriptors; on Linux
-        self._writing = asyncio.Lock()
+        names = ("localhost", settings.metrics_host, *map(_name_of, settings.allowed_hosts))
+        self._hosts = frozenset(name.lower() for name in names)
+        self._writing: asyncio.Task[bytes] | None = None
+        self._idle: dict[asyncio.StreamWriter, None] = {}  # nothing is being done for these; oldest first
         self._connections = 0
 
     @asynccontextmanager
@@ -58,45 +70,84 @@ class Metrics:
             server.close()
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._connections >= _MOST_CONNECTIONS and not self._give_way():
+            writer.transport.abort()
+            return
         self._connections += 1
+        self._idle[writer] = None
         try:
-            if self._connections <= _MOST_CONNECTIONS:
-                async with asyncio.timeout(_SECONDS):
-                    writer.write(await self._answer(await reader.readuntil(b"\r\n\r\n")))
-                    writer.close()
-                    await writer.wait_closed()
+            async with asyncio.timeout(_SECONDS):
+                head = await reader.readuntil(b"\r\n\r\n")
+                self._idle.pop(writer, None)
+                writer.write(await self._answer(head))
+                await writer.drain()
+                self._idle[writer] = None
+                writer.write_eof()
+                while await reader.read(_LONGEST_HEAD):  # unread bytes would make the system take the answer back
+                    pass
         except (TimeoutError, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, asyncio.CancelledError):
             pass  # it is slow, has gone, or is no scraper; or the server ends
         finally:
             self._connections -= 1
+            self._idle.pop(writer, None)
             writer.transport.abort()
+
+    def _give_way(self) -> bool:
+        """End the connection that has been idle the longest; or there is none."""
+        oldest = next(iter(self._idle), None)
+        if oldest is not None:
+            del self._idle[oldest]
+            oldest.transport.abort()
+        return oldest is not None
 
     async def _answer(self, head: bytes) -> bytes:
         """The HTTP response to a request with this head; it has no body that matters."""
-        method, _, rest = head.partition(b"\r\n")[0].partition(b" ")
-        target, _, version = rest.rpartition(b" ")
-        if not version.startswith(b"HTTP/1."):
-            return _response("400 Bad Request")
-        if target.partition(b"?")[0] != _PATH.encode():
-            return _response("404 Not Found")
-        if method != b"GET":
-            return _response("405 Method Not Allowed", headers="Allow: GET\r\n")
-        return _response("200 OK", await self._text())
+        line, *fields = head.decode("latin-1").split("\r\n")[:-2]
+        method, _, rest = line.partition(" ")
+        target, _, version = rest.rpartition(" ")
+        headers = [(name.lower(), value.strip(" \t")) for name, _, value in (field.partition(":") for field in fields)]
+        hosts = [value for name, value in headers if name == "host"]
+        if version not in ("HTTP/1.0", "HTTP/1.1") or len(hosts) > 1 or (version == "HTTP/1.1" and not hosts):
+            return _refusal("400 Bad Request")
+        if not all(map(self._is_ours, hosts)):
+            return _refusal("421 Misdirected Request")
+        if any(name == "origin" for name, _ in headers):
+            return _refusal("403 Forbidden")
+        if target.partition("?")[0] != _PATH:
+            return _refusal("404 Not Found")
+        if method not in ("GET", "HEAD"):
+            return _refusal("405 Method Not Allowed", "Allow: GET, HEAD\r\n")
+        return _response("200 OK", CONTENT_TYPE_PLAIN_0_0_4, await self._text(), has_body=method == "GET")
+
+    def _is_ours(self, host: str) -> bool:
+        """Whether a Host is an address, or a name of this server's: a page that makes its own name this machine's (DNS
+        rebinding) sends that name."""
+        name = _name_of(host).lower()
+        try:
+            ip_address(name.removeprefix("[").removesuffix("]"))
+        except ValueError:
+            return name in self._hosts
+        return True
 
     async def _text(self) -> bytes:
-        """All there is. A histogram takes the library 0.2 ms: between two of them, other calls have a turn."""
-        async with self._writing:
-            await self._process.refresh()
-            families: dict[str, list[bytes]] = {}
-            for name, source in list(self._sources()):
-                try:
-                    for measure in list(source.measures()):
-                        text, others = generate_latest(_Family(measure)), families.setdefault(measure.name, [])
-                        others.append(text.split(b"\n", 2)[2] if others else text)  # help and type once
-                        await asyncio.sleep(0)
-                except Exception as error:  # noqa: BLE001 - a user's own dependency takes only its own measures with it
-                    structlog.get_logger().error("crash", dependency=name, exc_info=error)
-            return b"".join(part for parts in families.values() for part in parts) + generate_latest(self._system)
+        """All there is. Who asks while it is being written gets the same: many who ask at once cost as much as one."""
+        if self._writing is None or self._writing.done():
+            self._writing = asyncio.create_task(self._write())
+        return await asyncio.shield(self._writing)
+
+    async def _write(self) -> bytes:
+        """A histogram takes the library 0.2 ms: between two of them, other calls have a turn."""
+        await self._process.refresh()
+        families: dict[str, list[bytes]] = {}
+        for name, source in list(self._sources()):
+            try:
+                for measure in list(source.measures()):
+                    text, others = generate_latest(_Family(measure)), families.setdefault(measure.name, [])
+                    others.append(text.split(b"\n", 2)[2] if others else text)  # help and type once
+                    await asyncio.sleep(0)
+            except Exception as error:  # noqa: BLE001 - a user's own dependency takes only its own measures with it
+                structlog.get_logger().error("crash", dependency=name, exc_info=error)
+        return b"".join(part for parts in families.values() for part in parts) + generate_latest(self._system)
 
     def _sources(self) -> Iterator[tuple[str, Measured]]:
         """What has measures, by name: the server itself, and dependencies that are open."""
@@ -107,9 +158,18 @@ class Metrics:
                 yield dependency.name, opened
 
 
-def _response(status: str, body: bytes = b"", *, headers: str = "") -> bytes:
-    headers += f"Content-Type: {CONTENT_TYPE_PLAIN_0_0_4}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n"
-    return f"HTTP/1.1 {status}\r\n{headers}\r\n".encode() + body
+def _name_of(host: str) -> str:
+    """A host without its port."""
+    return host if host.endswith("]") else host.rpartition(":")[0] or host
+
+
+def _refusal(status: str, headers: str = "") -> bytes:
+    return _response(status, "application/json", to_json({"error": _REFUSALS[status]}), headers)
+
+
+def _response(status: str, kind: str, body: bytes, headers: str = "", *, has_body: bool = True) -> bytes:
+    headers += f"Content-Type: {kind}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n"
+    return f"HTTP/1.1 {status}\r\n{headers}\r\n".encode() + (body if has_body else b"")
 
 
 class _Process:
