@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -515,7 +516,79 @@ def test_the_policy_lets_in_clients_and_metrics_and_out_what_is_needed(
         peer["namespaceSelector"] for peer in policy["ingress"][1]["from"]
     ]
     assert reached(web) == {("TCP", 443)}
-    assert all(peer["ipBlock"]["except"] for peer in web["to"])
+    assert not any(reachable(policy["egress"], address) for address in OWN_NETWORKS)
+    assert all(reachable(policy["egress"], address) for address in PUBLIC)
+
+
+# Where a cluster's API, its nodes and services are, and where clouds hand out credentials; each as IPv6 can write it, too.
+OWN_NETWORKS = (
+    *(
+        "10.96.0.1",
+        "10.255.255.254",
+        "172.16.0.1",
+        "172.20.0.1",
+        "172.31.255.254",
+        "192.168.49.2",
+        "100.64.0.1",
+        "100.127.0.1",
+    ),
+    *(
+        "169.254.169.254",
+        "169.254.170.2",
+        "127.0.0.1",
+        "0.0.0.1",
+        "198.18.0.1",
+        "192.0.0.192",
+        "224.0.0.1",
+        "255.255.255.255",
+    ),
+    *("::1", "fe80::1", "fd00::1", "fd00:ec2::254", "fc00::1", "ff02::1", "::ffff:10.96.0.1", "64:ff9b::10.96.0.1"),
+    *("2002:a60:1::1", "2001:0:a60:1::1", "::10.96.0.1"),
+)
+PUBLIC = (
+    "1.1.1.1",
+    "9.255.255.255",
+    "11.0.0.1",
+    "172.15.0.1",
+    "172.32.0.1",
+    "100.63.0.1",
+    "192.169.0.1",
+    "223.5.5.5",
+    "2606:4700::1111",
+)
+
+
+def reachable(egress: list[Json], address: str) -> bool:
+    """Whether a rule lets 443 out to this address; a rule that names pods lets it out to none."""
+    found = ip_address(address)
+    blocks = [
+        peer["ipBlock"]
+        for rule in egress
+        for peer in rule["to"]
+        if "ipBlock" in peer and 443 in (port["port"] for port in rule["ports"])
+    ]
+    return any(
+        found in ip_network(block["cidr"])
+        and not any(found in ip_network(network) for network in block.get("except", ()))
+        for block in blocks
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "address"),
+    [
+        ("spec.egress.3.to.0.ipBlock.except", None, "10.96.0.1"),
+        ("spec.egress.3.to.0.ipBlock.except", ["169.254.0.0/16"], "192.168.49.2"),
+        ("spec.egress.3.to.0.ipBlock.except", ["10.0.0.0/8"], "169.254.169.254"),
+        ("spec.egress.3.to.1.ipBlock", {"cidr": "::/0"}, "fd00::1"),
+        ("spec.egress.3.to.0", {"ipBlock": {"cidr": "10.96.0.1/32"}}, "10.96.0.1"),
+    ],
+)
+def test_a_way_to_the_clusters_own_api_is_seen(built: dict[str, Json], path: str, value: object, address: str) -> None:
+    """What the policy leaves out counts, and a rule that is too wide is found."""
+    policy = built["NetworkPolicy"]
+    assert not reachable(policy["spec"]["egress"], address)
+    assert reachable(put(policy, path, value)["spec"]["egress"], address)
 
 
 def test_a_stop_fits_into_the_grace_period(pod: Json, settings: dict[str, str]) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import platform
+import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from importlib import metadata
@@ -160,7 +161,7 @@ class Metrics:
 
 def _name_of(host: str) -> str:
     """A host without its port."""
-    return host if host.endswith("]") else host.rpartition(":")[0] or host
+    return re.sub(r":[0-9]*$", "", host)
 
 
 def _refusal(status: str, headers: str = "") -> bytes:
