@@ -142,6 +142,13 @@ UNUSABLE: dict[str, Callable[[], Any]] = {
     "of unknown type": lambda: {"kty": "XYZ"},
     "no object": lambda: "key",
     "odd": lambda: {"kty": ["EC"], "alg": {}, "crv": [], "x": 1},
+    "with a list of algorithms": lambda: SigningKey().jwk | {"alg": ["ES256"]},
+    "for signing": lambda: SigningKey().jwk | {"key_ops": ["sign"]},
+    "with a number of operations": lambda: SigningKey().jwk | {"key_ops": 1},
+    "with an object as use": lambda: SigningKey().jwk | {"use": {}},
+    "of an unknown curve": lambda: {"kty": "OKP", "crv": "X25519", "x": "A" * 43, "alg": "Ed25519"},
+    "without its coordinates": lambda: {"kty": "EC", "crv": "P-256"},
+    "null": lambda: None,
 }
 
 
@@ -172,11 +179,28 @@ async def test_document_that_is_no_key_set(issuer: AuthorizationServer, document
 
 
 async def test_only_so_many_keys(issuer: AuthorizationServer) -> None:
-    """A hundred are kept."""
-    issuer.documents["/jwks"] = {"keys": [{"kty": "XYZ"}] * 99 + [STRANGER.jwk, issuer.keys[0].jwk]}
+    """A hundred that are of use are kept, and that there are more is logged, once."""
+    clock, key = Clock(), issuer.keys[0]
+    good = [key.jwk | {"kid": f"{number}"} for number in range(99)]
+    issuer.documents["/jwks"] = {"keys": [{"kty": "XYZ"}] * 300 + good + [key.jwk, STRANGER.jwk]}
+    with capture_logs() as log:
+        async with opened(issuer, clock) as authenticator:
+            for _ in range(2):
+                assert await authenticator.authenticate(issuer.token(AUDIENCE))
+                assert await reason_of(authenticator, issuer.token(AUDIENCE, STRANGER)) == "unknown key"
+                clock.now += 3600
+    assert [event["event"] for event in log] == ["jwks_cut", "jwks_loaded"]
+
+
+async def test_keys_that_stand_twice(issuer: AuthorizationServer) -> None:
+    """The same one counts once; of two with one id either may have signed."""
+    key = issuer.keys[0]
+    issuer.documents["/jwks"] = {"keys": [STRANGER.jwk | {"kid": key.kid}, key.jwk, key.jwk, key.jwk | {"alg": None}]}
     async with opened(issuer) as authenticator:
-        assert await authenticator.authenticate(issuer.token(AUDIENCE, STRANGER))
-        assert await reason_of(authenticator, issuer.token(AUDIENCE)) == "unknown key"
+        assert await authenticator.authenticate(issuer.token(AUDIENCE))
+        other = SigningKey(kid=key.kid)
+        assert await reason_of(authenticator, issuer.token(AUDIENCE, other)) == "bad signature"
+        assert await reason_of(authenticator, issuer.token(AUDIENCE, exp=1)) == "expired"
 
 
 # When they are fetched

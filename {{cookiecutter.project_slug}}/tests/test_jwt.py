@@ -106,6 +106,62 @@ async def test_types_of_tokens(authenticator: JwtAuthenticator, issuer: Authoriz
     assert await authenticator.authenticate(issuer.token(AUDIENCE, headers={"typ": typ}))
 
 
+@pytest.mark.parametrize("published", ["EdDSA", "Ed25519", None])
+@pytest.mark.parametrize("written", ["EdDSA", "Ed25519"])
+async def test_two_names_of_one_algorithm(issuer: AuthorizationServer, published: str | None, written: str) -> None:
+    """The curve's old name and that of RFC 9864 mean the same, in a key and in a token."""
+    key = SigningKey("EdDSA")
+    issuer.keys = [key]
+    issuer.documents["/jwks"] = {"keys": [{k: v for k, v in (key.jwk | {"alg": published}).items() if v is not None}]}
+    settings = load_settings(trusting(issuer))
+    async with JwtAuthenticator(settings).open(settings) as authenticator:
+        assert await authenticator.authenticate(issuer.token(AUDIENCE, headers={"alg": written}))
+
+
+async def test_token_with_150_groups(authenticator: JwtAuthenticator, issuer: AuthorizationServer) -> None:
+    """As issuers in the field make them, with names of groups for people: it fits."""
+    token = issuer.token(
+        AUDIENCE,
+        groups=[f"CN=group {number:03},OU=teams,OU=Europe,DC=corp,DC=example,DC=com" * 2 for number in range(150)],
+    )
+    assert 20_000 < len(token) < 32_768
+    assert (await authenticator.authenticate(token)).subject == "user"
+
+
+@pytest.mark.parametrize(
+    ("named", "taken", "refused"),
+    [
+        (
+            "https://x.example",
+            ["https://x.example", "https://x.example/"],
+            ["https://x.example//", "https://x.example/mcp"],
+        ),
+        (
+            "https://x.example/",
+            ["https://x.example", "https://x.example/"],
+            ["http://x.example/", "https://x.example:8443"],
+        ),
+        (
+            "https://X.Example:443/mcp",
+            ["https://X.Example:443/mcp", "https://x.example/mcp"],
+            ["https://x.example/mcp/"],
+        ),
+        ("https://x.example/mcp/", ["https://x.example/mcp/"], ["https://x.example/mcp", "https://x.example"]),
+        ("tools", ["tools"], ["tools/", "Tools"]),
+    ],
+)
+async def test_spellings_of_an_audience(
+    issuer: AuthorizationServer, named: str, taken: list[str], refused: list[str]
+) -> None:
+    """What equals the address (RFC 3986, section 6.2) is the address, as clients write it; nothing else is."""
+    settings = load_settings(trusting(issuer) | {"jwt_audience": named})
+    async with JwtAuthenticator(settings).open(settings) as authenticator:
+        for audience in taken:
+            assert await authenticator.authenticate(issuer.token(audience))
+        for audience in refused:
+            assert await reason_of(authenticator, issuer.token(audience)) == "wrong audience"
+
+
 async def test_token_without_a_key_id(authenticator: JwtAuthenticator, issuer: AuthorizationServer) -> None:
     """It is accepted if one key only can have signed it."""
     token = issuer.token(AUDIENCE, headers={"kid": None})
@@ -186,7 +242,8 @@ async def test_what_is_no_token(authenticator: JwtAuthenticator, issuer: Authori
         ({"alg": {}}, "algorithm"),
         ({"crit": "exp"}, "malformed"),
         ({"crit": []}, "malformed"),
-        ({"padding": "x" * 8192}, "too long"),
+        ({"padding": "x" * 16384}, "malformed"),
+        ({"padding": "x" * 32768}, "too long"),
     ],
 )
 async def test_header_of_the_wrong_kind(
@@ -293,7 +350,7 @@ ATTACKS: dict[str, tuple[str, Mint]] = {
     "critical header": ("malformed", minted(headers={"crit": ["exp"], "exp": 1})),
     "critical header that PyJWT knows": ("malformed", minted(headers={"crit": ["b64"], "b64": True})),
     "not an access token": ("type", minted(headers={"typ": "dpop+jwt"})),
-    "longer than any token": ("too long", minted(padding="x" * 8192)),
+    "longer than any token": ("too long", minted(padding="x" * 32768)),
     "no token": ("malformed", lambda _: "eyJhbGciOiJFUzI1NiJ9"),
 }
 

@@ -52,7 +52,8 @@ class Settings(BaseSettings):
         description="HTTP: browser origins that may call (comma list); an origin without a port allows every port",
     )
     trusted_proxies: CommaList = Field(
-        (), description="HTTP: addresses or networks of proxies whose `X-Forwarded-For` is believed (comma list)"
+        (),
+        description="HTTP: addresses or networks of proxies whose `X-Forwarded-For` is believed (comma list); or `none`",
     )
     http_sessions: Literal["stateless", "stateful"] = Field(
         "stateless", description="HTTP: `stateful` for legacy clients that need server-to-client requests"
@@ -121,16 +122,20 @@ class Settings(BaseSettings):
     @field_validator("trusted_proxies")
     @classmethod
     def _are_addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if value == ("none",):  # says that there is none, where leaving it out says nothing
+            return ()
         try:
             return tuple(str(ip_network(each)) for each in value)
         except ValueError:
-            raise _wrong("must be IP addresses, or networks as in 10.0.0.0/8, separated by commas") from None
+            raise _wrong("must be IP addresses, or networks as in 10.0.0.0/8, separated by commas, or none") from None
 
     @field_validator("jwt_issuer", "jwt_jwks_url", "public_url")
     @classmethod
     def _is_url(cls, value: str | None) -> str | None:
         if value is not None and not is_safe_url(value):
             raise _wrong("must be an https address (http on this machine) without user, query and fragment")
+        if value is not None and not re.fullmatch(r"[!#-;=?-\[\]_a-z~]+", value):  # it stands in headers, in quotes
+            raise _wrong("must be ASCII, without quotes and angle brackets; others are written in percent-encoding")
         return value
 
     @field_validator("upstream_base_url")
@@ -243,6 +248,18 @@ def is_address(value: str) -> bool:
     return found.scheme in ("http", "https") and not re.search(r"[\s\\]", value)
 
 
+def spellings(value: str) -> list[str]:
+    """All that equals this identifier if it is a web address (RFC 3986, section 6.2): clients name what they connect to
+    with the host in small letters, without the default port, and as `https://host/` or `https://host` as they please."""
+    if not is_address(value):
+        return [value]
+    parts = urlsplit(value)
+    host = parts.netloc.lower().removesuffix({"http": ":80", "https": ":443"}[parts.scheme])
+    usual = f"{parts.scheme}://{host}{parts.path}"
+    equal = [usual] if parts.path.strip("/") else [usual.rstrip("/"), usual.rstrip("/") + "/"]
+    return list(dict.fromkeys([value, *equal]))
+
+
 def is_loopback(host: str) -> bool:
     """Whether a name or address is this machine's own."""
     try:
@@ -325,6 +342,11 @@ def secret_paths(settings: Settings) -> dict[str, Path]:
     if dotenv and any(name in secrets or (_SECRET_NAME.search(name) and name not in found) for name in held):
         found[".env"] = dotenv
     return found
+
+
+def in_kubernetes() -> bool:
+    """Whether this runs in a pod, as Kubernetes tells every container."""
+    return bool(os.environ.get("KUBERNETES_SERVICE_HOST"))
 
 
 def wants_traces() -> bool:

@@ -4,6 +4,9 @@ from typing import Protocol
 
 from .principal import Principal
 
+LONGEST_CREDENTIAL = 32_768
+"""Characters. Access tokens with 150 groups in them fit; the head of a request may be twice as long (`serving/protocol.py`)."""
+
 
 class Rejected(Exception):
     """A credential that is of no use here.

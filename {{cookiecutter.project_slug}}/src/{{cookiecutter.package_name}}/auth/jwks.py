@@ -6,7 +6,7 @@ key that is not known.
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -28,12 +28,13 @@ _FRESH_SECONDS = 3600.0
 _UNKNOWN_SECONDS = 10.0  # between fetches for a key that is not known, and between failed ones while there are keys
 _RETRY_SECONDS = 2.0  # between failed ones while there are none
 _LARGEST_DOCUMENT = 256 << 10  # bytes
-_MOST_KEYS = 100
-_LEAST_RSA_BITS = 2048  # RFC 7518, sections 3.3 and 3.5
+_MOST_KEYS = 100  # to use: each is tried by a token that names none
+_RSA_BITS = range(2048, 16385)  # RFC 7518, sections 3.3 and 3.5; more than OpenSSL verifies with
 
 _RSA = frozenset(f"{kind}{bits}" for kind in ("RS", "PS") for bits in (256, 384, 512))
 _CURVES = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
-ALGORITHMS = _RSA | set(_CURVES.values()) | {"EdDSA"}
+_ED25519 = frozenset({"EdDSA", "Ed25519"})  # one algorithm: its old name, and that of RFC 9864
+ALGORITHMS = _RSA | set(_CURVES.values()) | _ED25519
 """Asymmetric ones only: with any other, whoever knows the public key could sign."""
 
 PublicKey = RSAPublicKey | EllipticCurvePublicKey | Ed25519PublicKey
@@ -70,6 +71,7 @@ class Jwks:
         self._fetching: asyncio.Task[None] | None = None
         self._due = self._unknown_from = -1.0
         self._is_failing: bool | None = None
+        self._is_cut = False
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
@@ -138,7 +140,7 @@ class Jwks:
         log = structlog.get_logger()
         try:
             with anyio.fail_after(_FETCH_SECONDS):
-                self._keys = _read(await self._get(self._url or await self._discover()))
+                found = _read(await self._get(self._url or await self._discover()))
         except Exception as error:  # noqa: BLE001 - whatever it is, the keys that are there stay
             self._due = self._clock() + (_UNKNOWN_SECONDS if self._keys else _RETRY_SECONDS)
             if self._is_failing is not True:
@@ -146,7 +148,11 @@ class Jwks:
                 log.error("jwks_unavailable", url=self._url or self._issuer, problem=problem, kept=len(self._keys))
             self._is_failing = True
         else:
+            self._keys = found[:_MOST_KEYS]
             self._due = self._clock() + _FRESH_SECONDS
+            if not self._is_cut and len(found) > _MOST_KEYS:
+                self._is_cut = True
+                log.warning("jwks_cut", url=self._url or self._issuer, kept=_MOST_KEYS)
             if self._is_failing is not False:
                 log.info("jwks_loaded", url=self._url or self._issuer, keys=len(self._keys))
             self._is_failing = False
@@ -200,34 +206,40 @@ def _jwks_uri(metadata: dict[str, Any], issuer: str) -> str:
 
 
 def _read(document: dict[str, Any]) -> list[Key]:
+    """The keys to use, each once, and one more than are kept where there are more."""
     listed = document.get("keys")
     if not isinstance(listed, list):
         raise Unusable("no JWK set")
-    keys = [key for each in listed[:_MOST_KEYS] if (key := _key(each)) is not None]
+    keys: list[Key] = []
+    for each in listed:
+        with suppress(Exception):  # one key that cannot be read leaves the others of use
+            if (key := _key(each)) is not None and key not in keys:
+                keys.append(key)
+        if len(keys) > _MOST_KEYS:
+            break
     if not keys:
         raise Unusable("no key to use")
     return keys
 
 
 def _key(jwk: Any) -> Key | None:
-    """None: it is not for signatures, secret, weak, or unknown to PyJWT."""
-    try:
-        kid, use, named = jwk.get("kid"), jwk.get("use"), jwk.get("alg")
-        public = PyJWK(jwk).key
-    except Exception:  # noqa: BLE001 - one key that cannot be read leaves the others of use
+    """None: it is not for signatures, secret, weak, or of an unknown kind. Raises anything where it cannot be read."""
+    kid, use, operations = jwk.get("kid"), jwk.get("use"), jwk.get("key_ops")
+    if not isinstance(kid, str | None) or use not in (None, "sig"):
         return None
+    if operations is not None and "verify" not in operations:
+        return None
+    public = PyJWK({**jwk, "alg": None}).key  # by its type: PyJWT does not know the name of every algorithm
     algorithms = _algorithms(public)
-    if named is not None:
+    if (named := jwk.get("alg")) is not None and not (named in algorithms and algorithms == _ED25519):
         algorithms &= {named}
-    if not algorithms or use not in (None, "sig") or not isinstance(kid, str | None):
-        return None
-    return Key(kid, algorithms, public)
+    return Key(kid, algorithms, public) if algorithms else None
 
 
 def _algorithms(key: object) -> frozenset[str]:
-    """What a key can verify (RFC 7518, section 3.1; RFC 8037, section 3.1)."""
+    """What a key can verify (RFC 7518, section 3.1; RFC 8037, section 3.1; RFC 9864, section 2.2)."""
     if isinstance(key, RSAPublicKey):
-        return _RSA if key.key_size >= _LEAST_RSA_BITS else frozenset()
+        return _RSA if key.key_size in _RSA_BITS else frozenset()
     if isinstance(key, EllipticCurvePublicKey) and key.curve.name in _CURVES:
         return frozenset({_CURVES[key.curve.name]})
-    return frozenset({"EdDSA"}) if isinstance(key, Ed25519PublicKey) else frozenset()
+    return _ED25519 if isinstance(key, Ed25519PublicKey) else frozenset()

@@ -6,15 +6,17 @@ from contextlib import asynccontextmanager
 from typing import Any, Self
 
 import jwt
+from jwt.algorithms import OKPAlgorithm
 
 from ..errors import StartError
-from ..settings import Settings
+from ..settings import Settings, spellings
 from ..text import clean
-from .credentials import Rejected
-from .jwks import ALGORITHMS, Jwks
+from .credentials import LONGEST_CREDENTIAL, Rejected
+from .jwks import ALGORITHMS, Jwks, Key
 from .principal import Principal
 
-_LONGEST_TOKEN = 8192  # characters
+_LONGEST_HEADER = 16384  # characters: a chain of certificates in it, as some issuers send, takes half of that
+_MOST_TRIED = 4  # keys of one id that could have made the same signature: each costs a verification
 _LEEWAY = 5  # seconds that clocks may differ
 _TYPES = {"at+jwt", "application/at+jwt", "jwt"}  # RFC 9068, section 2.1, and what most issuers write
 _REASONS: dict[type[Exception], str] = {
@@ -28,6 +30,11 @@ _REASONS: dict[type[Exception], str] = {
 # PyJWT 2.13 lets the last three out, for numbers, types and nesting that no honest issuer writes; 2.15 does not.
 _UNREADABLE = (jwt.PyJWTError, TypeError, OverflowError, RecursionError)
 
+try:
+    jwt.get_algorithm_by_name("Ed25519")
+except NotImplementedError:  # PyJWT 2.15 knows it as EdDSA only (RFC 9864, section 2.2)
+    jwt.register_algorithm("Ed25519", OKPAlgorithm())
+
 
 class JwtAuthenticator:
     """Tells who holds an access token. It is open while the server serves."""
@@ -36,7 +43,7 @@ class JwtAuthenticator:
         """`clock`: in seconds; says when keys are fetched, not whether a token has expired."""
         if settings.jwt_issuer is None or settings.audience is None:  # PyJWT would not compare what is None
             raise StartError(["MCP_JWT_ISSUER, MCP_JWT_AUDIENCE: must be set, as MCP_AUTH_MODE is jwt"])
-        self._issuer, self._audience = settings.jwt_issuer, settings.audience
+        self._issuer, self._audiences = settings.jwt_issuer, spellings(settings.audience)
         self._keys = Jwks(self._issuer, settings.jwt_jwks_url, clock)
 
     @asynccontextmanager
@@ -61,31 +68,43 @@ class JwtAuthenticator:
         if not named:
             raise _rejected("unknown key")
         fitting = [key for key in named if algorithm in key.algorithms]
-        if len(fitting) != 1:
-            raise _rejected("ambiguous key" if fitting else "algorithm")
-        try:
-            claims = jwt.decode(
-                credential,
-                fitting[0].public,
-                algorithms=sorted(fitting[0].algorithms),
-                issuer=self._issuer,
-                audience=self._audience,
-                leeway=_LEEWAY,
-                options={"require": ["exp", "iss", "aud"]},
-            )
-        except _UNREADABLE as error:
-            raise _rejected(_REASONS.get(type(error), "malformed")) from None
-        return _principal(claims)
+        if not fitting:
+            raise _rejected("algorithm")
+        if kid is None and any(key.public != fitting[0].public for key in fitting):
+            raise _rejected("ambiguous key")
+        failure: Exception = jwt.InvalidSignatureError()
+        for key in fitting[:_MOST_TRIED]:
+            try:
+                return _principal(self._claims(credential, key))
+            except jwt.InvalidSignatureError as error:
+                failure = error
+            except _UNREADABLE as error:
+                failure = error
+                break
+        raise _rejected(_REASONS.get(type(failure), "malformed"))
+
+    def _claims(self, token: str, key: Key) -> dict[str, Any]:
+        """What a token says that this key has signed; raises one of `_UNREADABLE`."""
+        return jwt.decode(
+            token,
+            key.public,
+            algorithms=sorted(key.algorithms),
+            issuer=self._issuer,
+            audience=self._audiences,
+            leeway=_LEEWAY,
+            options={"require": ["exp", "iss", "aud"]},
+        )
 
 
 def _read_header(token: str) -> tuple[str | None, str]:
-    """The key's id and the algorithm."""
-    if len(token) > _LONGEST_TOKEN:
+    """The key's id and the algorithm. The rest of the token, which may be long, is not looked at yet."""
+    if len(token) > LONGEST_CREDENTIAL:
         raise _rejected("too long")
-    if not token.isascii():
+    encoded, _, rest = token.partition(".")
+    if not token.isascii() or rest.count(".") != 1 or len(encoded) > _LONGEST_HEADER:
         raise _rejected("malformed")
     try:
-        header = jwt.get_unverified_header(token)
+        header = jwt.get_unverified_header(f"{encoded}..")
     except _UNREADABLE:
         raise _rejected("malformed") from None
     kind, algorithm = header.get("typ", "JWT"), header.get("alg")
