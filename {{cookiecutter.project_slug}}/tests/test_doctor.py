@@ -106,6 +106,7 @@ def good(key: str, key_file: Path) -> dict[str, str]:
     return {
         "MCP_TRANSPORT": "http",
         "MCP_ALLOWED_HOSTS": "tools.example.com,127.0.0.1",
+        "MCP_TRUSTED_PROXIES": "127.0.0.1",
         "MCP_AUTH_MODE": "api_key",
         "MCP_API_KEYS_FILE": str(key_file),
     }
@@ -397,7 +398,7 @@ def judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Find
     """One check, against these settings and nothing served."""
     monkeypatch.setattr(settings_module, "_ROOT", tmp_path)
     for name in os.environ:
-        if name.startswith(PREFIX):
+        if name.startswith((PREFIX, "KUBERNETES_")):
             monkeypatch.delenv(name)
 
     def judge_one(check: Callable[[Deployment], Finding], **settings: Any) -> Finding:
@@ -438,6 +439,14 @@ CASES: list[tuple[Callable[[Deployment], Finding], dict[str, Any], bool]] = [
     (checks.trusted_proxies, {"trusted_proxies": "10.0.0.0/8,fc00::/7,192.0.2.1"}, True),
     (checks.trusted_proxies, {"trusted_proxies": "10.0.0.1,128.0.0.0/1"}, False),
     (checks.trusted_proxies, {"trusted_proxies": "::/0"}, False),
+    (checks.trusted_proxies, {"replicas": 2}, True),
+    (checks.trusted_proxies, {"host": "0.0.0.0"}, True),
+    (checks.trusted_proxies, {"host": "0.0.0.0", "allowed_hosts": "tools.example.com"}, True),
+    (checks.trusted_proxies, {"host": "0.0.0.0", "replicas": 2}, False),
+    (checks.trusted_proxies, {"host": "0.0.0.0", "replicas": 2, "trusted_proxies": "none"}, True),
+    (checks.trusted_proxies, {"host": "0.0.0.0", "replicas": 2, "trusted_proxies": "10.1.0.0/16"}, True),
+    (checks.trusted_proxies, {"host": "0.0.0.0", "public_url": PUBLIC}, False),
+    (checks.trusted_proxies, {"allowed_hosts": "tools.example.com"}, False),
     (checks.public_url, {**JWT, "public_url": PUBLIC}, True),
     (checks.public_url, {**JWT, "public_url": "http://127.0.0.1:8000/mcp"}, True),
     (
@@ -468,9 +477,19 @@ def test_check(
     assert (finding.remedy is None) is passes, finding
 
 
-def test_proxy_that_is_not_named_is_noted(judge: Callable[..., Finding]) -> None:
-    """The row passes, as a name may be this machine's own, and says what a proxy would need."""
-    assert "until it is named here" in judge(checks.trusted_proxies, allowed_hosts="tools.example.com").found
+def test_proxy_that_is_not_named(judge: Callable[..., Finding], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The row says what tells of it; in a pod, and in a container that has a name, there is one too."""
+    found, remedy = judge(checks.trusted_proxies, allowed_hosts="tools.example.com", replicas=2)
+    assert found == "none, and there seems to be one, by MCP_REPLICAS, MCP_HOST"
+    assert remedy is not None
+    assert "or to none" in remedy
+    assert judge(checks.trusted_proxies, host="0.0.0.0").remedy is None
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    assert judge(checks.trusted_proxies, host="0.0.0.0", allowed_hosts="localhost").remedy is None
+    assert judge(checks.trusted_proxies, host="0.0.0.0", allowed_hosts="tools.example.com").remedy
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    assert judge(checks.trusted_proxies, host="0.0.0.0").remedy
+    assert judge(checks.trusted_proxies).remedy is None
 
 
 def test_key_that_expires_soon_is_noted(judge: Callable[..., Finding], key: str, key_file: Path) -> None:

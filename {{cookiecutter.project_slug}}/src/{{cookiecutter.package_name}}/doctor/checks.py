@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from ..auth.api_keys import ApiKeys
 from ..auth.credentials import Rejected
 from ..registry import Registry
-from ..settings import Settings, dotenv_file, is_loopback, secret_paths
+from ..settings import Settings, dotenv_file, in_kubernetes, is_loopback, secret_paths
 from .bounds import unbounded
 
 _LONGEST_TIMEOUT = 600  # seconds
@@ -99,9 +99,10 @@ def allowed_origins(at: Deployment) -> Finding:
 
 
 def trusted_proxies(at: Deployment) -> Finding:
-    """X-Forwarded-For is believed of the own proxies only.
+    """X-Forwarded-For is believed of the own proxies, and of nobody else.
 
-    Limits and the log would else go by an address that each caller chooses.
+    Limits and the log would else go by an address that each caller chooses, or by one that all callers share: failed
+    credentials of one then keep the others out.
     """
     networks = [ip_network(each) for each in at.settings.trusted_proxies]
     if wide := sum(each.prefixlen < (8 if each.version == 4 else 7) for each in networks):
@@ -111,8 +112,15 @@ def trusted_proxies(at: Deployment) -> Finding:
         )
     if networks:
         return Finding(_counted(len(networks), "network"))
-    behind = is_loopback(at.settings.host) and _reached_by(at.settings)
-    return Finding("none" + ("; a proxy's callers then count as one, until it is named here" if behind else ""))
+    if "trusted_proxies" in at.settings.model_fields_set:
+        return Finding("none, as is set")
+    if _reached_by(at.settings) and (told := _behind_a_proxy(at.settings)):
+        return Finding(
+            f"none, and there seems to be one, by {_listed(told)}",
+            "set MCP_TRUSTED_PROXIES to the addresses of the proxies, or all their callers count as one; or to none, "
+            "where callers connect directly",
+        )
+    return Finding("none")
 
 
 def public_url(at: Deployment) -> Finding:
@@ -397,6 +405,19 @@ def _reached_by(settings: Settings) -> list[str]:
         "MCP_ALLOWED_HOSTS": not all(is_loopback(_hostname(f"//{name}")) for name in settings.allowed_hosts),
         "MCP_TRUSTED_PROXIES": bool(settings.trusted_proxies),
         "MCP_PUBLIC_URL": settings.public_url is not None and not is_loopback(_hostname(settings.public_url)),
+    }
+    return [name for name, is_so in told.items() if is_so]
+
+
+def _behind_a_proxy(settings: Settings) -> list[str]:
+    """What tells that a proxy, a load balancer or an ingress stands before a server that other machines reach."""
+    is_named = not {"MCP_ALLOWED_HOSTS", "MCP_PUBLIC_URL"}.isdisjoint(_reached_by(settings))
+    told = {
+        "MCP_REPLICAS": settings.replicas > 1,
+        "MCP_PUBLIC_URL": "MCP_PUBLIC_URL" in _reached_by(settings),  # it is https, and the server ends no TLS
+        "MCP_HOST": is_named and is_loopback(settings.host),
+        "a container with a name": is_named and _in_own_container(),
+        "a pod": in_kubernetes(),
     }
     return [name for name, is_so in told.items() if is_so]
 

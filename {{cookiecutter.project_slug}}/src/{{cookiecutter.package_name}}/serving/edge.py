@@ -20,6 +20,7 @@ from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS, LATEST_HANDSHAKE_VERS
 from pydantic_core import to_json
 
 from .. import NAME
+from ..auth.principal import ANONYMOUS, SCOPE_KEY, Principal
 from ..errors import Internal, Outcome
 from ..guards.rate_limit import address_key
 from ..sdk import NOT_A_MESSAGE, answer, http_status, one_request
@@ -119,11 +120,12 @@ class Edge:
             raise Refused(406, "Accept both application/json and text/event-stream.")
         if self._readiness.state == "starting":
             raise Refused(503, _STARTING.message, code=503, headers={b"retry-after": b"1"}, outcome=_STARTING)
-        body = await self._bodies.read(headers, receive, address_key(_address(scope)))
+        await self._admission.authenticate(scope, headers)  # nobody else's body is waited for
+        body = await self._bodies.read(headers, receive, _caller(scope))
         if body is None:
             return  # the client has gone
         message = _parse(body)
-        await self._admission.admit(scope, headers, message)
+        self._admission.authorize(scope, headers, message)
         rpc_id = message.get("id")
         version = headers.get("mcp-protocol-version", DEFAULT_NEGOTIATED_VERSION)
         if version not in HANDSHAKE_PROTOCOL_VERSIONS:
@@ -188,7 +190,7 @@ class Edge:
             raise Refused(405, "Send requests with POST.", headers={b"allow": allowed})
         if method == "GET" and not accepts(headers.get("accept", ""))[1]:
             raise Refused(406, "Accept text/event-stream.")
-        await self._admission.admit(scope, headers, None)
+        await self._admission.authenticate(scope, headers)
         if self._sessions is not None:
             await self._sessions.other(scope, receive, send)
             return
@@ -236,6 +238,12 @@ class Edge:
     def _closing(self) -> list[tuple[bytes, bytes]]:
         """While the server stops, clients are told to go elsewhere with their next request."""
         return [(b"connection", b"close")] if self._readiness.state == "draining" else []
+
+
+def _caller(scope: Scope) -> str:
+    """Whom what a request keeps counts for: the principal, or without a credential the address."""
+    principal: Principal = scope.get(SCOPE_KEY, ANONYMOUS)
+    return principal.name if principal is not ANONYMOUS else address_key(_address(scope))
 
 
 def _address(scope: Scope) -> str | None:

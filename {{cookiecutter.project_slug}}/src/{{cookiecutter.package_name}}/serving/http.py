@@ -21,6 +21,7 @@ from .edge import Edge
 from .lifecycle import Limit, first_of
 from .listener import listen, url_of
 from .protocol import Protocol, make_protocol
+from .proxies import Proxies
 from .readiness import Readiness
 from .sessions import Sessions
 
@@ -45,13 +46,12 @@ class Http:
         self._edge = Edge(app, self.readiness, self._sessions)
         self._server = _Server(
             uvicorn.Config(
-                self._edge,
+                Proxies(self._edge, settings.trusted_proxies) if settings.trusted_proxies else self._edge,
                 http=make_protocol(Connections(settings.trusted_proxies)),
                 lifespan="off",
                 log_config=None,  # its default writes the access log to stdout
                 access_log=False,
-                proxy_headers=bool(settings.trusted_proxies),  # its default believes X-Forwarded-For from loopback
-                forwarded_allow_ips=list(settings.trusted_proxies),
+                proxy_headers=False,  # its default believes X-Forwarded-For from loopback
                 server_header=False,
                 timeout_keep_alive=_KEEP_ALIVE_SECONDS,
                 timeout_graceful_shutdown=math.ceil(
