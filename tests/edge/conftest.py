@@ -1,5 +1,6 @@
 """What the tests of the edge share: an installed project with tools of the tests' own, and servers of it."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -7,6 +8,7 @@ from contextlib import ExitStack
 import pytest
 
 from bootstrap import ROOT
+from checklist import rows
 from installed import PACKAGE, Installed, install
 from raw import SERVE_HTTP, Server, Start
 from rendering import render
@@ -14,9 +16,15 @@ from rendering import render
 
 @pytest.fixture(scope="session")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
-    """The default project with what is in `fixtures/` dropped in, installed once for each worker."""
+    """The default project with what is in `fixtures/` dropped in, installed once for each worker.
+
+    `SABOTAGE` in the environment names one of the checklist's, which is done to it (`tests/proofs/teeth.py`).
+    """
     path = render(tmp_path_factory.mktemp("edge"), project_name="Spare Parts")
     shutil.copytree(ROOT / "tests" / "edge" / "fixtures", path / "src" / PACKAGE, dirs_exist_ok=True)
+    for sabotage in (each for row in rows() for each in row.sabotages if each.name == os.environ.get("SABOTAGE")):
+        file = sabotage.path(path)
+        file.write_text(sabotage.applied(file.read_text(encoding="utf-8")), encoding="utf-8")
     return install(path)
 
 

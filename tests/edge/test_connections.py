@@ -164,6 +164,18 @@ def test_pipelined_requests_are_few(server: Server) -> None:
         assert statuses(all_of(connection)) == [200] * 3001
 
 
+def test_pipelined_requests_behind_a_call_are_not_kept(start: Start) -> None:
+    """A few are; the others stay where they are, in the network, until it has its answer."""
+    server = start("http")
+    with Connection(server.port) as other, socket.create_connection(("127.0.0.1", server.port), PATIENCE) as connection:
+        assert other.ask(PROBE).status == 200
+        before = memory(server)
+        connection.sendall(asked(call(1, seconds=60)) + PROBE * 20_000)
+        for _ in range(20):
+            assert other.ask(PROBE).status == 200
+        assert memory(server) - before < 16 << 10
+
+
 def test_empty_lines_between_requests_are_few(server: Server) -> None:
     """Some clients send one; thousands are no HTTP. None of them keeps an idle connection."""
     assert statuses(exchanged(server, PROBE, b"\r\n", LAST)) == [200, 200]

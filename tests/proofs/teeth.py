@@ -1,6 +1,6 @@
 """The suite has teeth: `python3 tests/proofs/teeth.py [words]` takes each feature of the checklist away, one at a time.
 
-In a rendered project the named test of its own suite has to go red. With words, only sabotages that have one of them in
+In a rendered project the named test has to go red: of its own suite, or of this repository's `tests/edge/`. With words, only sabotages that have one of them in
 their name, file or test. Prints the table; exits 1 if one survives. Standard library only.
 """
 
@@ -15,7 +15,7 @@ from queue import SimpleQueue
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-from bootstrap import environment
+from bootstrap import ROOT, environment, uv
 from checklist import Sabotage, rows
 from demo import install
 
@@ -63,24 +63,27 @@ def main(words: list[str]) -> int:
 def tried(python: Path, sabotage: Sabotage | None, tests: Iterable[str]) -> str:
     """What tests of a project say of a sabotage: `green`, `red` (they failed, and were not just broken), or what else."""
     project = python.parent.parent.parent
+    if all("/" in test for test in tests):
+        return judged([uv(), "run", "--quiet", "python"], ROOT, tests, sabotage)
     if sabotage is None:
-        return judged(python, project, tests)
+        return judged([python], project, tests)
     path = sabotage.path(project)
     text = path.read_text(encoding="utf-8")
     path.write_text(sabotage.applied(text), encoding="utf-8")
     try:
-        return judged(python, project, tests)
+        return judged([python], project, tests)
     finally:
         path.write_text(text, encoding="utf-8")
 
 
-def judged(python: Path, project: Path, tests: Iterable[str]) -> str:
-    """Run tests of a project, to the first that fails."""
+def judged(python: list[str | Path], folder: Path, tests: Iterable[str], sabotage: Sabotage | None = None) -> str:
+    """Run tests of a project, or of this repository, to the first that fails. `sabotage`: for tests that do it themselves."""
     named = [f"tests/{test}" for test in tests]
-    pytest = [python, "-m", "pytest", "-q", "-x", "-n", "0", "-p", "no:cacheprovider", "--tb=line", *named]
+    pytest = [*python, "-m", "pytest", "-q", "-x", "-n", "0", "-p", "no:cacheprovider", "--tb=line", *named]
+    variables = environment() | ({"SABOTAGE": sabotage.name} if sabotage is not None else {})
     try:
         done = subprocess.run(
-            pytest, cwd=project, env=environment(), capture_output=True, text=True, timeout=_SECONDS, check=False
+            pytest, cwd=folder, env=variables, capture_output=True, text=True, timeout=_SECONDS, check=False
         )
     except subprocess.TimeoutExpired:
         return "did not end"
