@@ -118,7 +118,7 @@ def test_redis_that_goes_and_comes_back(installed: Installed, tmp_path: Path, on
 
 
 def test_state_that_one_has_sealed_opens_on_the_other(installed: Installed, tmp_path: Path) -> None:
-    """A call of several rounds needs no sticky sessions."""
+    """A call of several rounds needs no sticky sessions, and each of its states is used once, whichever replica it comes to."""
     tools = installed.path / "src" / "spare_parts" / "tools"
     (tools / "ask_back.py").write_text(ASKS, encoding="utf-8")
     with Replicas(installed, tmp_path, {}) as replicas:
@@ -128,6 +128,8 @@ def test_state_that_one_has_sealed_opens_on_the_other(installed: Installed, tmp_
         assert asked["resultType"] == "input_required"
         answered = ask(other, "tools/call", call | {"requestState": asked["requestState"]})["result"]
         assert answered["structuredContent"] == {"result": "known"}
+        again = ask(one, "tools/call", call | {"requestState": asked["requestState"]})
+        assert again["error"]["data"]["reason"] == "invalid_request_state"
 
 
 @pytest.mark.parametrize("era", [MODERN, LEGACY])

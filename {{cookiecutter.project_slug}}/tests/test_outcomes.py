@@ -2,7 +2,8 @@
 
 import pytest
 
-from .harness import ERROR, HTTP, LEGACY, Json, Peer
+from .conftest import StartPeer
+from .harness import ERROR, HTTP, LEGACY, STDIO, Json, Peer, Way
 
 
 def assert_outcome(peer: Peer, error: Json, code: str, *, retryable: bool = False) -> None:
@@ -183,6 +184,23 @@ def test_tool_that_asks_back(peer: Peer) -> None:
     assert peer.request("tools/call", params)["result"]["structuredContent"] == {"result": "remembered"}
     error = peer.request("tools/call", params | {"requestState": "made-up"})["error"]
     assert (error["code"], error["data"]["code"]) == (-32602, "invalid_request")
+
+
+@pytest.mark.parametrize("way", [STDIO[0], HTTP[0]], ids=str)
+def test_state_is_good_for_one_round(start_peer: StartPeer, way: Way) -> None:
+    """A tool that acts is not run twice on the same state; one that is idempotent is,
+    as a client may ask again whose answer was lost."""
+    peer = start_peer(way)
+    for tool, ends in (("probe_asks", ["done", "used"]), ("probe_asks_again", ["done", "done"])):
+        asked = peer.call(tool)["result"]
+        params = {"name": tool, "arguments": {}, "requestState": asked["requestState"]}
+        answers = [peer.request("tools/call", params) for _ in range(2)]
+        assert ["done" if "result" in answer else "used" for answer in answers] == ends
+        if ends[1] == "used":
+            error = answers[1]["error"]
+            assert (error["code"], error["data"]["code"]) == (-32602, "invalid_request")
+            assert "Call it again without one" in error["message"]
+            assert peer.call(tool)["result"]["resultType"] == "input_required"
 
 
 def test_results_are_stripped_of_deceiving_characters(peer: Peer) -> None:

@@ -16,7 +16,9 @@ import os
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
+from contextvars import ContextVar
 from functools import cached_property
+from hashlib import sha256
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -26,7 +28,7 @@ from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
 from mcp.server.auth.provider import AccessToken
 from mcp.server.connection import Connection, NotifyOnlyOutbound
 from mcp.server.context import CallNext
-from mcp.server.request_state import RequestStateBoundary, RequestStateSecurity
+from mcp.server.request_state import AESGCMRequestStateCodec, RequestStateBoundary, RequestStateSecurity
 from mcp.server.runner import ServerRunner, aclose_shielded
 from mcp.shared.dispatcher import DispatchContext, Outbound
 from mcp.shared.exceptions import MCPError
@@ -54,6 +56,7 @@ NOT_A_MESSAGE = (
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _LONGEST_TRACESTATE = 512  # characters that have to be passed on (W3C Trace Context, section 3.3.1.5)
 _BOOT = os.urandom(6).hex()
+_opened: ContextVar[str] = ContextVar("opened")
 _SERIAL = count(1)
 
 
@@ -71,6 +74,7 @@ def install(
     aim: Callable[[str, Any], tuple[Target | None, frozenset[str]]],
     local: Callable[[], Principal],
     sealing_keys: Sequence[str],
+    once: Callable[[str], Awaitable[bool]],
 ) -> None:
     """Put the guards around every request of `server`, outside everything else.
 
@@ -80,6 +84,7 @@ def install(
         aim: what a request is for, and the scopes it takes, read from its method and raw parameters.
         local: who calls over stdio; may raise Rejected.
         sealing_keys: for `requestState`; none means a key of this process's own.
+        once: whether something happens for the first time.
     """
 
     async def ring(ctx: ServerRequestContext[Any, Any], call_next: CallNext) -> Any:
@@ -132,8 +137,26 @@ def install(
             current_target.reset(aimed)
             current_principal.reset(token)
 
-    security = RequestStateSecurity(keys=sealing_keys or [os.urandom(32)], bind_principal=_bound)
-    server.middleware[:] = [ring, RequestStateBoundary(security, default_audience=server.name)]
+    async def spend(ctx: ServerRequestContext[Any, Any], call_next: CallNext) -> Any:
+        # Last, when all else about the state is right: nobody can use up another's.
+        target, state = current_target.get(), (ctx.params or {}).get("requestState")
+        is_act = ctx.method == "tools/call" and target is not None and not target.idempotent
+        if state is not None and is_act and not await once(_opened.get()):
+            text = "This requestState has been used, and this tool acts once on each. Call it again without one."
+            raise InvalidRequest(text, INVALID_PARAMS, {"reason": "invalid_request_state"})
+        return await call_next(ctx)
+
+    security = RequestStateSecurity(codec=_Codec(sealing_keys or [os.urandom(32)]), bind_principal=_bound)
+    server.middleware[:] = [ring, RequestStateBoundary(security, default_audience=server.name), spend]
+
+
+class _Codec(AESGCMRequestStateCodec):
+    """Tells which state it has opened last; there is one way only to write each."""
+
+    def unseal(self, token: str) -> bytes:
+        payload = super().unseal(token)
+        _opened.set(sha256(token.encode()).hexdigest())
+        return payload
 
 
 def _bound(ctx: ServerRequestContext[Any, Any]) -> str | None:

@@ -31,6 +31,7 @@ from .guards.deadline import Deadline
 from .guards.drain import Drain
 from .guards.rate_limit import RateLimit
 from .guards.request_log import RequestLog
+from .limits.once import Once
 from .limits.store import Store, make_store
 from .registry import MOST_SUBSCRIPTIONS, Opened, Registry, Surroundings
 from .sdk import LeanServer, install
@@ -95,7 +96,8 @@ def build_server(settings: Settings) -> Application:
         Deadline(settings.tool_timeout_seconds),
     ]
     server = _answer(registry, dependencies, listeners, settings.max_result_bytes)
-    install(server, guards, registry.aim, credentials.local, settings.sealing_keys)
+    once = Once(store, settings.rate_limit_on_store_error)
+    install(server, guards, registry.aim, credentials.local, settings.sealing_keys, once)
     return Application(settings, registry, server, drain, threads, dependencies, store, credentials.authenticator)
 
 

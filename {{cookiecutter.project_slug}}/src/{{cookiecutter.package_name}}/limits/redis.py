@@ -89,6 +89,11 @@ class RedisStore:
             self.failures += 1
             raise
 
+    async def once(self, key: str, seconds: int) -> bool:
+        """As `Store.once`: a limit whose burst is spent at once."""
+        whole = seconds * 1_000_000
+        return await self._ask((f"once:{key}", whole, whole)) == 0
+
     async def check(self) -> None:
         """Find out whether limits can be kept now.
 

@@ -28,21 +28,34 @@ class Store(Protocol):
             StoreDown: it is not known.
         """
 
+    async def once(self, key: str, seconds: int) -> bool:
+        """Whether none of the others that share this store has asked for this key in that time.
 
-class Unlimited:
-    """No limits at all."""
+        Raises:
+            StoreDown: it is not known.
+        """
+
+
+class Alone:
+    """What no other process shares."""
 
     failures = 0
+
+    async def once(self, key: str, seconds: int) -> bool:
+        """As `Store.once`: True."""
+        return True
+
+
+class Unlimited(Alone):
+    """No limits at all."""
 
     async def take(self, key: str, cost: int) -> float:
         """As `Store.take`: 0."""
         return 0.0
 
 
-class MemoryStore:
+class MemoryStore(Alone):
     """Limits of this process alone."""
-
-    failures = 0
 
     def __init__(self, per_minute: int, burst: int) -> None:
         self._gcra = Gcra(per_minute, burst)
