@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,17 @@ def test_probes_ask_for_what_they_mean() -> None:
     for container in deployment()["containers"]:
         assert container["livenessProbe"]["httpGet"]["path"] == "/livez"
         assert container["readinessProbe"]["httpGet"]["path"] == "/readyz"
+
+
+def test_pod_reaches_no_private_network() -> None:
+    """What tools call on 443 is the internet: the cluster's own API is not, nor where clouds hand out credentials."""
+    rules = yaml.safe_load(text_of("kubernetes/network-policy.yaml"))["spec"]["egress"]
+    web = [rule for rule in rules if 443 in [port["port"] for port in rule["ports"]]]
+    blocks = [peer["ipBlock"] for rule in web for peer in rule["to"] if "ipBlock" in peer]
+    for own in ("10.0.0.1", "172.16.0.1", "192.168.0.1", "100.64.0.1", "169.254.169.254", "fd00:ec2::254", "fe80::1"):
+        for block in blocks:
+            left_out = any(ip_address(own) in ip_network(each) for each in block.get("except", ()))
+            assert left_out or ip_address(own) not in ip_network(block["cidr"]), f"{block['cidr']} lets out to {own}"
 
 
 def test_workflows_run_what_was_looked_at() -> None:
