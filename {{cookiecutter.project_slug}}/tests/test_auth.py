@@ -18,7 +18,8 @@ import pytest
 
 from {{ cookiecutter.package_name }} import NAME
 from {{ cookiecutter.package_name }}.auth.api_keys import new_key
-from {{ cookiecutter.package_name }}.auth.principal import ANONYMOUS
+from {{ cookiecutter.package_name }}.auth.principal import ANONYMOUS, Principal
+from {{ cookiecutter.package_name }}.auth.remembered import Remembered
 from {{ cookiecutter.package_name }}.calls import Call
 from {{ cookiecutter.package_name }}.errors import Unauthenticated
 from {{ cookiecutter.package_name }}.guards.authorize import Authorize
@@ -587,6 +588,28 @@ def test_failures_of_one_address(start: Start, keys: Keys, way: Way) -> None:
     assert_refused(door, door.post(door.acts()), 401, None, what_reading_takes())
     assert door.http.get(door.url.replace("/mcp", "/readyz")).status_code == 200
     door.http.close()
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    """For ten minutes from its last use, ten thousand in all and eight of one caller, whose tokens push out nobody else's."""
+    now = 0.0
+    remembered = Remembered(lambda: now)
+    ada, bob = (Principal("api_key", subject=name) for name in ("ada", "bob"))
+    remembered.add("bob's", bob)
+    for number in range(100):
+        remembered.add(f"ada's {number}", ada)
+    assert [f"ada's {number}" in remembered for number in (0, 91, 92, 99)] == [False, False, True, True]
+    assert "bob's" in remembered
+    now = 599.0
+    remembered.add("bob's", bob)
+    now = 601.0
+    assert ["ada's 99" in remembered, "bob's" in remembered] == [False, True]
+    for number in range(10_100):
+        remembered.add(f"{number}", Principal("api_key", subject=f"{number}"))
+    assert (len(remembered), "bob's" in remembered, "10099" in remembered) == (10_000, False, True)
+    remembered.discard("10099")
+    remembered.discard("bob's")
+    assert (len(remembered), "10099" in remembered) == (9_999, False)
 
 
 def test_waiting_as_long_as_told(start: Start, keys: Keys) -> None:
