@@ -719,6 +719,7 @@ def test_the_checklist_passes_with_the_settings_of_the_manifests(
         ("MCP_GRACE_PERIOD_SECONDS", "stop-time"),
         ("MCP_RATE_LIMIT_STORE", "shared-rate-limit"),
         ("MCP_REQUEST_STATE_KEYS_FILE", "request-state-keys"),
+        ("MCP_TRUSTED_PROXIES", "trusted-proxies"),
     ],
 )
 def test_the_checklist_fails_without_a_setting(

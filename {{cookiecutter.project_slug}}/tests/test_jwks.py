@@ -310,7 +310,13 @@ async def test_issuer_that_comes_late(issuer: AuthorizationServer) -> None:
     ]
 
 
-@pytest.mark.parametrize("url", ["http://keys.example.com/jwks", "https://u:p@keys.example.com/", "file:///jwks", "x"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("http://keys.example.com/jwks", "https://u:p@keys.example.com/", "file:///jwks", "x"),
+        *('https://keys.example.com/"', "https://k\u00e9ys.example.com/", "https://keys.example.com/<x>"),
+    ],
+)
 @pytest.mark.parametrize("setting", ["jwt_jwks_url", "jwt_issuer"])
 def test_addresses_that_are_not_safe(setting: str, url: str) -> None:
     """They are refused at the start: whoever sits between could answer with a key of their own."""
