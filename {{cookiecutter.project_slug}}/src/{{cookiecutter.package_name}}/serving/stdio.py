@@ -5,6 +5,7 @@ message, and drops the calls in flight at the end of input.
 """
 
 import asyncio
+import codecs
 import os
 import select
 import stat
@@ -48,6 +49,7 @@ class Stdio:
         self._longest = app.settings.max_request_bytes
         self._lines: deque[bytes | None] = deque()
         self._rest = bytearray()
+        self._start: bytes | None = b""  # of the input, while it may be the start of a byte order mark
         self._skipping = self._is_reading = self._is_open = False
         self._ended, self._stopped, self._hurried = anyio.Event(), anyio.Event(), anyio.Event()
         self.cut = 0
@@ -179,12 +181,19 @@ class Stdio:
 
     def _feed(self, chunk: bytes) -> None:
         if not chunk:
+            self._rest += self._start or b""
             if self._rest:  # the last line lacks its end
                 self._lines.append(bytes(self._rest))
                 self._rest.clear()
             self.pump()
             self.end()
             return
+        if self._start is not None:
+            chunk = self._start + chunk
+            if len(chunk) < len(codecs.BOM_UTF8) and codecs.BOM_UTF8.startswith(chunk):
+                self._start = chunk
+                return
+            self._start, chunk = None, chunk.removeprefix(codecs.BOM_UTF8)  # RFC 8259, section 8.1
         *lines, rest = chunk.split(b"\n")
         for line in lines:
             whole = bytes(self._rest) + line if self._rest else line
