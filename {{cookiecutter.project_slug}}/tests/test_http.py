@@ -135,7 +135,7 @@ def test_unknown_protocol_version(peer: Peer) -> None:
     answer = peer.post(message, {"MCP-Protocol-Version": "2099-01-01", "Mcp-Method": "ping"})
     error = answer.json()["error"]
     assert (answer.status_code, error["code"], answer.json()["id"]) == (400, -32022, message["id"])
-    assert error["data"]["supported"] == [MODERN]
+    assert error["data"]["supported"] == [MODERN, *reversed(HANDSHAKE_PROTOCOL_VERSIONS)]
     assert error["data"]["code"] == "invalid_request"
     notification = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 1}}
     answer = peer.post(notification | {"params": {}}, {"MCP-Protocol-Version": "2099-01-01"})

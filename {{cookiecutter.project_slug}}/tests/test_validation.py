@@ -54,6 +54,7 @@ def test_arguments_that_are_no_object(peer: Peer, value: object) -> None:
     """Then the request itself is malformed."""
     error = peer.request("tools/call", {"name": "probe_list", "arguments": value})["error"]
     assert (error["code"], error["data"]["code"]) == (-32602, "invalid_request")
+    assert error["message"] == "params.arguments: must be an object"
 
 
 def test_right_arguments_arrive_as_their_types(peer: Peer) -> None:

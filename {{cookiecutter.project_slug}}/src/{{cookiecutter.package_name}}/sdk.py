@@ -34,8 +34,16 @@ from mcp.shared.dispatcher import DispatchContext, Outbound
 from mcp.shared.exceptions import MCPError
 from mcp.shared.inbound import ERROR_CODE_HTTP_STATUS
 from mcp.shared.transport_context import TransportContext
-from mcp_types import INTERNAL_ERROR, INVALID_PARAMS, INVALID_REQUEST, PARSE_ERROR, SERVER_INFO_META_KEY
-from mcp_types.version import MODERN_PROTOCOL_VERSIONS
+from mcp_types import (
+    INTERNAL_ERROR,
+    INVALID_PARAMS,
+    INVALID_REQUEST,
+    PARSE_ERROR,
+    SERVER_INFO_META_KEY,
+    DiscoverResult,
+    RequestParams,
+)
+from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS, MODERN_PROTOCOL_VERSIONS
 from pydantic import ValidationError
 from pydantic_core import to_json
 from sse_starlette.sse import AppStatus
@@ -47,12 +55,23 @@ from .errors import CallError, Internal, InvalidRequest, Outcome
 from .guards.request_log import log_request
 from .logs import Events
 from .text import clean
+from .validation import request_problems
 
 ERROR_KEY = "plinth/error"
-NOT_A_MESSAGE = (
+NOT_JSON = "This is not JSON. Send one JSON-RPC message at a time."
+_NOT_A_MESSAGE = (
     'This is not one JSON-RPC message: an object with "jsonrpc": "2.0", a method, and an id that is a string or an '
     "integer. Batches are not accepted."
 )
+SERVED_VERSIONS = (*reversed(MODERN_PROTOCOL_VERSIONS), *reversed(HANDSHAKE_PROTOCOL_VERSIONS))
+"""Newest first."""
+_REMEDIES = {
+    "Method not found": "Method not found: in this protocol revision the server has none of this name.",
+    "Invalid request parameters": "This connection has no protocol revision yet. Send initialize first, or the envelope "
+    "of 2026-07-28 in params._meta.",
+    "Invalid or expired requestState": "params.requestState: is not valid here, or has expired. Call again without it.",
+}
+"""What the SDK says with fewer words than its reader needs."""
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _LONGEST_TRACESTATE = 512  # characters that have to be passed on (W3C Trace Context, section 3.3.1.5)
 _BOOT = os.urandom(6).hex()
@@ -98,9 +117,13 @@ def install(
                 if error.code == INTERNAL_ERROR:  # the SDK's word for a crash: it is ours to log and answer
                     raise
                 data = error.data if isinstance(error.data, dict) else {}
-                raise InvalidRequest(clean(error.message), error.code, data) from None
-            except ValidationError:
-                raise InvalidRequest("The request's parameters are malformed.", INVALID_PARAMS) from None
+                text = _REMEDIES.get(error.message, error.message)
+                raise InvalidRequest(clean(text), error.code, data) from None
+            except ValidationError as error:
+                problems = request_problems(error, {"params": ctx.params})
+                if not problems:  # it is not the caller's
+                    raise
+                raise InvalidRequest("\n".join(problems), INVALID_PARAMS) from None
 
         transport: Transport = "stdio" if ctx.request is None else "http"
         principal, rejected = ANONYMOUS, None
@@ -146,6 +169,14 @@ def install(
             raise InvalidRequest(text, INVALID_PARAMS, {"reason": "invalid_request_state"})
         return await call_next(ctx)
 
+    async def discover(ctx: ServerRequestContext[Any, Any], params: RequestParams) -> DiscoverResult:
+        # The SDK names only the revisions without a handshake, and a client that speaks none of them would give up.
+        capabilities = server.get_capabilities(protocol_version=ctx.protocol_version)
+        return DiscoverResult(
+            supported_versions=list(SERVED_VERSIONS), capabilities=capabilities, instructions=server.instructions
+        )
+
+    server.add_request_handler("server/discover", RequestParams, discover)
     security = RequestStateSecurity(codec=_Codec(sealing_keys or [os.urandom(32)]), bind_principal=_bound)
     server.middleware[:] = [ring, RequestStateBoundary(security, default_audience=server.name), spend]
 
@@ -258,10 +289,10 @@ def complete_error(
     """
     kept = data if isinstance(data, dict) else {}
     if "request_id" not in kept:
-        if code == PARSE_ERROR:
-            message = "This is not JSON. Send one JSON-RPC message at a time."
+        if code == PARSE_ERROR:  # the SDK's goes on with what it has found
+            message = NOT_JSON if message.startswith("Parse error") else message
         elif message.startswith("Validation error"):  # goes on with pydantic's text, which quotes the input
-            code, message = INVALID_REQUEST, NOT_A_MESSAGE
+            code, message = INVALID_REQUEST, _NOT_A_MESSAGE
         request_id = new_request_id()
         if outcome is None:
             outcome = Internal().outcome if code == INTERNAL_ERROR else Outcome("invalid_request", message)

@@ -71,7 +71,8 @@ _TEXTS = {
 }  # fmt: skip
 SETTING = "setting"
 """The type of an error of `settings.py`, whose text is that of the line: it never holds the value."""
-_PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,39}")
+_PLAIN_NAME = re.compile(r"(io\.modelcontextprotocol/)?[A-Za-z_][A-Za-z0-9_-]{0,39}")
+MOST_PROBLEMS = 20  # that are told at once
 
 
 def problems_of(
@@ -104,6 +105,50 @@ def problems_of(
             place = tuple(part for part in place if isinstance(part, int) or part in fields)
         lines.append(f"{_path(place, name)}: {text}")
     return list(dict.fromkeys(lines))
+
+
+def request_problems(error: ValidationError, request: dict[str, Any]) -> list[str]:
+    """One line for each thing that is wrong with the parameters of a request; none if something else is wrong.
+
+    Args:
+        error: what pydantic found with the SDK's model of the request.
+        request: what was held against it. What pydantic names in a place and the request does not have is the label
+            of a member of a union.
+    """
+    found = error.errors(include_url=False, include_input=False)
+    if any(each["loc"][:1] != ("params",) for each in found):
+        return []
+    places = [(each, *_place_of(each["loc"], request, each["type"])) for each in found]
+    # `ref/prompt` is told nothing of what `ref/resource` needs.
+    other = {member for each, _, member in places if member and each["type"] == "literal_error"}
+    meant = {member[:-1] for _, _, member in places if member and member not in other}
+    texts: dict[str, list[str]] = {}
+    for each, place, member in places:
+        if member in other and member[:-1] in meant:
+            continue
+        text = _TEXTS.get(each["type"], "is not valid; see the specification").format_map(_Rule(each.get("ctx", {})))
+        told = texts.setdefault(_path(place, str), [])
+        text = text.removeprefix("must be ") if told and told[0].startswith("must be ") else text
+        if text not in told and f"must be {text}" not in told:
+            told.append(text)
+    lines = [f"{place}: {' or '.join(told)}" for place, told in texts.items()]
+    more = [f"and {len(lines) - MOST_PROBLEMS} more"] if len(lines) > MOST_PROBLEMS else []
+    return lines[:MOST_PROBLEMS] + more
+
+
+def _place_of(loc: tuple[int | str, ...], value: Any, kind: str) -> tuple[tuple[int | str, ...], tuple[int | str, ...]]:
+    """Where something is wrong, without labels; and up to its first label, or nothing."""
+    place: list[int | str] = []
+    member: tuple[int | str, ...] = ()
+    for depth, part in enumerate(loc, 1):
+        is_item = isinstance(value, list) and isinstance(part, int) and part < len(value)
+        if is_item or (isinstance(value, dict) and part in value):
+            value = value[part]
+        elif kind != "missing" or depth < len(loc):
+            member = member or loc[:depth]
+            continue
+        place.append(part)
+    return tuple(place), member
 
 
 class _Rule(dict[str, Any]):

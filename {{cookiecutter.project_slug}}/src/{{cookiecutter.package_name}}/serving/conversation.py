@@ -1,7 +1,8 @@
 """A client on a pipe: its requests are served side by side, and the server can ask and notify it.
 
-The first request fixes the era for good (specification, basic/transports/stdio): `initialize` opens a conversation of the
-handshake revisions; in 2026-07-28 each request carries what it needs.
+The era is fixed for good by the first request that is served in it: `initialize` opens a conversation of the handshake
+revisions; in 2026-07-28 each request carries what it needs. `server/discover` only asks which there are (specification,
+basic/transports/stdio: backward compatibility), and what is refused fixes nothing.
 """
 
 import asyncio
@@ -12,12 +13,10 @@ import anyio
 from anyio.abc import TaskGroup
 from mcp.shared.dispatcher import CallOptions, DispatchContext
 from mcp.shared.exceptions import MCPError, NoBackChannelError
-from mcp.shared.inbound import InboundLadderRejection, classify_inbound_request
 from mcp.shared.transport_context import TransportContext
 from mcp_types import (
     CONNECTION_CLOSED,
     INVALID_REQUEST,
-    PROTOCOL_VERSION_META_KEY,
     REQUEST_TIMEOUT,
     UNSUPPORTED_PROTOCOL_VERSION,
 )
@@ -28,6 +27,7 @@ from ..sdk import answer, complete_error, conversation, end_conversation, one_re
 from ..server import Application
 from .messages import Json, RequestContext, Unreadable, parse
 from .output import Output
+from .versions import has_envelope, route_of
 
 _MOST_PENDING = 1000  # requests, beside the calls that may run, that are read before one is answered
 
@@ -138,26 +138,25 @@ class Conversation:
 
     async def _handle(self, message: Json, exchange: "_Exchange") -> Json:
         method, params = message["method"], message.get("params")
-        meta = (params or {}).get("_meta")
-        has_envelope = isinstance(meta, dict) and PROTOCOL_VERSION_META_KEY in meta
-        if self._is_modern is None:
-            self._is_modern = has_envelope and method != "initialize"
+        is_enveloped = method != "initialize" and has_envelope(message)
+        if is_enveloped and self._is_modern is False:
+            text = "This connection has begun with a handshake; its requests carry no envelope."
+            raise MCPError(INVALID_REQUEST, text)
         if self._is_modern and method == "initialize":
-            text = "This connection has begun with revision 2026-07-28, which has no initialize."
+            text = "This connection has begun with revision 2026-07-28, which has no initialize. Go on in it."
             data = {"supported": list(MODERN_PROTOCOL_VERSIONS), "requested": (params or {}).get("protocolVersion")}
             raise MCPError(UNSUPPORTED_PROTOCOL_VERSION, text, data)
-        if not self._is_modern:
-            if has_envelope and method != "initialize":
-                text = "This connection has begun with a handshake; its requests carry no envelope."
-                raise MCPError(INVALID_REQUEST, text)
-            exchange.can_send_request = True
-            return await self._legacy.on_request(exchange, method, params)
-        route = classify_inbound_request(message)
-        if isinstance(route, InboundLadderRejection):
-            raise MCPError(route.code, route.message, route.data)
-        opened = self._app.dependencies.opened
-        version, info, capabilities = route.protocol_version, route.client_info, route.client_capabilities
-        return await one_request(self._app.mcp, exchange, message, version, info, capabilities, opened, self)
+        if self._is_modern or is_enveloped:
+            route = route_of(message)
+            self._is_modern = self._is_modern or method != "server/discover" or None
+            opened = self._app.dependencies.opened
+            version, info, capabilities = route.protocol_version, route.client_info, route.client_capabilities
+            return await one_request(self._app.mcp, exchange, message, version, info, capabilities, opened, self)
+        exchange.can_send_request = True
+        result = await self._legacy.on_request(exchange, method, params)
+        if method == "initialize":
+            self._is_modern = False
+        return result
 
     def _write(self, message: Json) -> None:
         self._output.write(to_json(message))

@@ -1,6 +1,7 @@
 """The HTTP edge: what comes in, what is refused before anything is parsed or run, and who answers the rest."""
 
 import asyncio
+import codecs
 import html
 import math
 from collections.abc import Mapping
@@ -8,34 +9,31 @@ from string import Template
 
 import anyio
 import structlog
-from mcp.shared.inbound import (
-    InboundLadderRejection,
-    classify_inbound_request,
-    unsupported_protocol_version_rejection,
-    validate_mcp_param_headers,
-    x_mcp_header_map,
-)
+from mcp.shared.exceptions import MCPError
+from mcp.shared.inbound import validate_mcp_param_headers, x_mcp_header_map
 from mcp_types import DEFAULT_NEGOTIATED_VERSION, INTERNAL_ERROR
-from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS, LATEST_HANDSHAKE_VERSION
+from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS
 from pydantic_core import to_json
 
 from .. import NAME
 from ..auth.principal import ANONYMOUS, SCOPE_KEY, Principal
 from ..errors import Internal, Outcome
 from ..guards.rate_limit import address_key
-from ..sdk import NOT_A_MESSAGE, answer, http_status, one_request
+from ..sdk import answer, http_status, one_request
 from ..server import Application
 from .admission import Admission
 from .bodies import Bodies
-from .exchange import Exchange, Receive, Scope, Send, Stream
-from .headers import Names, accepts, is_json, read_headers
+from .exchange import Exchange, PlainAnswer, Receive, Scope, Send, Stream
+from .headers import Accepted, Names, accepted_of, check_content, read_headers
 from .lifecycle import first_of
 from .messages import Json, Unreadable, parse
 from .readiness import Readiness
 from .refusals import Refused
 from .sessions import Sessions
+from .versions import as_error, revision_of, route_of
 
 _STARTING = Outcome("unavailable", "The server is starting. Retry after 1 s.", retryable=True, retry_after_ms=1000)
+_ONE_TRANSPORT = "Its transport is Streamable HTTP; the older HTTP+SSE is not served."
 _JSON = [(b"content-type", b"application/json")]
 _PAGE_HEADERS = [
     (b"content-type", b"text/html; charset=utf-8"),
@@ -80,7 +78,7 @@ class Edge:
             elif path == "/mcp":
                 await self._stream(scope, receive, send)
             elif path not in ("/livez", "/readyz", "/", *self._admission.metadata_paths):
-                raise Refused(404, "There is nothing at this path. MCP is at /mcp.")
+                raise Refused(404, f"There is nothing at this path. MCP is at /mcp. {_ONE_TRANSPORT}")
             elif method not in ("GET", "HEAD"):
                 raise Refused(405, "This path is for GET.", headers={b"allow": b"GET, HEAD"})
             elif path == "/":
@@ -114,51 +112,64 @@ class Edge:
 
     async def _post(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = self._check_names(scope)
-        if not is_json(headers.get("content-type", "")):
-            raise Refused(415, "Send application/json.")
-        if not all(accepts(headers.get("accept", ""))):
-            raise Refused(406, "Accept both application/json and text/event-stream.")
+        check_content(headers)
+        accepted = accepted_of(headers.get("accept"))
+        if not any(accepted):
+            raise Refused(406, "Accept: must admit application/json and text/event-stream, or one of them.")
         if self._readiness.state == "starting":
             raise Refused(503, _STARTING.message, code=503, headers={b"retry-after": b"1"}, outcome=_STARTING)
         await self._admission.authenticate(scope, headers)  # nobody else's body is waited for
         body = await self._bodies.read(headers, receive, _caller(scope))
         if body is None:
             return  # the client has gone
+        body = body.removeprefix(codecs.BOM_UTF8)  # RFC 8259, section 8.1
         message = _parse(body)
         self._admission.authorize(scope, headers, message)
-        rpc_id = message.get("id")
-        version = headers.get("mcp-protocol-version", DEFAULT_NEGOTIATED_VERSION)
+        rpc_id, is_request = message.get("id"), "id" in message and "method" in message
+        try:
+            version = revision_of(message, headers)
+        except MCPError as error:
+            raise _refused(error, rpc_id) from None
         if version not in HANDSHAKE_PROTOCOL_VERSIONS:
-            if rpc_id is None:
-                _rejected(unsupported_protocol_version_rejection(version), None)
-                await self._accepted(send)  # this revision has no notification that a server acts on
-            elif "method" not in message:
-                raise Refused(400, NOT_A_MESSAGE, rpc_id=rpc_id)
+            if is_request:
+                await self._exchange(message, version, accepted, headers, scope, receive, send)
+            elif rpc_id is not None:
+                raise Refused(400, "method: is required. In this revision clients send no responses.", rpc_id=rpc_id)
             else:
-                await self._exchange(message, version, headers, scope, receive, send)
+                await self._accepted(send)  # this revision has no notification that a server acts on
         elif self._sessions is not None:
-            await self._sessions.post(scope, body, rpc_id, receive, send)
-        elif rpc_id is None or "method" not in message:
+            if is_request and not accepted.events:
+                raise Refused(406, "Accept: must admit text/event-stream, as sessions answer with it.", rpc_id=rpc_id)
+            is_handshake = message.get("method") == "initialize"
+            await self._sessions.post(scope, body, rpc_id, receive, send, is_handshake=is_handshake)
+        elif not is_request:
             await self._accepted(send)
         else:
-            await self._exchange(message, version, headers, scope, receive, send)
+            await self._exchange(message, version, accepted, headers, scope, receive, send)
 
     async def _exchange(
-        self, message: Json, version: str, headers: dict[str, str], scope: Scope, receive: Receive, send: Send
+        self,
+        message: Json,
+        version: str,
+        accepted: Accepted,
+        headers: dict[str, str],
+        scope: Scope,
+        receive: Receive,
+        send: Send,
     ) -> None:
         """One request, as each stands for itself in this revision and in stateless legacy service."""
         is_modern = version not in HANDSHAKE_PROTOCOL_VERSIONS
         info = capabilities = None
         if is_modern:
-            route = classify_inbound_request(message, headers=headers)
-            if isinstance(route, InboundLadderRejection):
-                raise _refused(route, message["id"])
-            self._check_mirrored(message, headers)
-            version, info, capabilities = route.protocol_version, route.client_info, route.client_capabilities
-        elif message["method"] == "initialize":
-            wanted = (message.get("params") or {}).get("protocolVersion")
-            version = wanted if wanted in HANDSHAKE_PROTOCOL_VERSIONS else LATEST_HANDSHAKE_VERSION
-        stream = Stream(send, self._closing())
+            try:
+                route = route_of(message, headers)
+                self._check_mirrored(message, headers)
+            except MCPError as error:
+                raise _refused(error, message["id"]) from None
+            info, capabilities = route.client_info, route.client_capabilities
+            if message["method"] == "subscriptions/listen" and not accepted.events:
+                raise Refused(406, "Accept: must admit text/event-stream to listen.", rpc_id=message["id"])
+        stream = (Stream if accepted.events else PlainAnswer)(send, self._closing())
         exchange = Exchange(message, headers, scope, receive, stream)
         opened = self._app.dependencies.opened
 
@@ -166,10 +177,11 @@ class Edge:
         found = await exchange.run(answer(request, message["id"], "http"), ends_with_client=is_modern)
         if found is None:
             return
-        if stream.begun:
+        status = http_status(found.code) if is_modern else 200
+        if stream.begun or (status == 200 and not accepted.json):
             await stream.end(found.body)
         else:
-            await self._send(send, http_status(found.code) if is_modern else 200, found.body, _JSON)
+            await self._send(send, status, found.body, _JSON)
 
     def _check_mirrored(self, message: Json, headers: Mapping[str, str]) -> None:
         """Arguments that a tool's schema mirrors into `Mcp-Param-*` headers are the same in both."""
@@ -179,7 +191,9 @@ class Edge:
         schema = self._mirrored.get(str(params.get("name")))
         arguments = params.get("arguments") or {}
         if schema is not None and isinstance(arguments, dict):
-            _rejected(validate_mcp_param_headers(schema, arguments, headers), message["id"])
+            rejection = validate_mcp_param_headers(schema, arguments, headers)
+            if rejection is not None:
+                raise as_error(rejection)
 
     async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
         """GET and DELETE, which only the handshake revisions have."""
@@ -188,8 +202,11 @@ class Edge:
         if method not in ("GET", "DELETE") or modern or (method == "DELETE" and self._sessions is None):
             allowed = b"POST" if modern else b"GET, POST" if self._sessions is None else b"GET, POST, DELETE"
             raise Refused(405, "Send requests with POST.", headers={b"allow": allowed})
-        if method == "GET" and not accepts(headers.get("accept", ""))[1]:
-            raise Refused(406, "Accept text/event-stream.")
+        if method == "GET" and headers.keys().isdisjoint(("mcp-protocol-version", "mcp-session-id")):
+            # No client of Streamable HTTP needs an answer to this, and one of HTTP+SSE would wait on a stream for ever.
+            raise Refused(405, f"Send requests with POST. {_ONE_TRANSPORT}", headers={b"allow": b"POST"})
+        if method == "GET" and not accepted_of(headers.get("accept")).events:
+            raise Refused(406, "Accept: must admit text/event-stream.")
         await self._admission.authenticate(scope, headers)
         if self._sessions is not None:
             await self._sessions.other(scope, receive, send)
@@ -258,10 +275,5 @@ def _parse(body: bytes) -> Json:
         raise Refused(400, error.text, code=error.code, rpc_id=error.rpc_id) from None
 
 
-def _rejected(rejection: InboundLadderRejection | None, rpc_id: str | int | None) -> None:
-    if rejection is not None:
-        raise _refused(rejection, rpc_id)
-
-
-def _refused(rejection: InboundLadderRejection, rpc_id: str | int | None) -> Refused:
-    return Refused(400, rejection.message, code=rejection.code, data=rejection.data, rpc_id=rpc_id)
+def _refused(error: MCPError, rpc_id: str | int | None) -> Refused:
+    return Refused(400, error.message, code=error.code, data=error.data, rpc_id=rpc_id)

@@ -71,6 +71,16 @@ class Stream:
             await self.write(b": ping\r\n\r\n")
 
 
+class PlainAnswer(Stream):
+    """For a client that accepts no events: what would come before the answer is dropped."""
+
+    async def message(self, message: Mapping[str, Any]) -> None:
+        """Nothing is written."""
+
+    async def ping(self) -> None:
+        """Nothing is written."""
+
+
 def _event(data: bytes) -> bytes:
     return b"event: message\r\ndata: " + data + b"\r\n\r\n"
 

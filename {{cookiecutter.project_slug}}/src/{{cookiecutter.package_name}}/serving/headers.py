@@ -1,13 +1,18 @@
 """The headers of a request, and what they have to say."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from typing import NamedTuple
 
 from mcp_types import HEADER_MISMATCH, INVALID_REQUEST
 
 from .refusals import Refused
 
 _ONCE = {"authorization", "content-length", "content-type", "host", "origin"}  # and what begins with mcp-
+_CHARSETS = {"utf-8", "utf8", "us-ascii"}  # JSON is UTF-8 (RFC 8259, section 8.1), which ASCII is a part of
+_QUOTED = re.compile(r'"(?:\\.|[^"\\])*"?')
+_ZERO = re.compile(r"q[ \t]*=[ \t]*(0+(\.0*)?|\.0+)")
 
 
 class Names:
@@ -41,14 +46,47 @@ def read_headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
 
 
 @lru_cache(maxsize=64)
-def is_json(content_type: str) -> bool:
-    return content_type.partition(";")[0].strip().lower() == "application/json"
+def _is_json(content_type: str) -> bool:
+    kind, *parameters = content_type.lower().split(";")
+    pairs = (each.partition("=") for each in parameters)
+    charsets = [value.strip(' \t"') for name, _, value in pairs if name.strip(" \t") == "charset"]
+    return kind.strip(" \t") == "application/json" and set(charsets) <= _CHARSETS
+
+
+def check_content(headers: Mapping[str, str]) -> None:
+    """Raise Refused if a body is not JSON in UTF-8 as it stands (RFC 9110, section 15.5.16)."""
+    if not _is_json(headers.get("content-type", "")):
+        text = "Content-Type: must be application/json, and its charset, if it has one, utf-8."
+        raise Refused(415, text, headers={b"accept": b"application/json"})
+    codings = headers.get("content-encoding", "").lower().split(",")
+    if not {each.strip(" \t") for each in codings} <= {"", "identity"}:
+        text = "Content-Encoding: must be identity. Send the body as it is."
+        raise Refused(415, text, headers={b"accept-encoding": b"identity"})
+
+
+class Accepted(NamedTuple):
+    """Which kinds of answer a client accepts."""
+
+    json: bool
+    events: bool
 
 
 @lru_cache(maxsize=64)
-def accepts(accept: str) -> tuple[bool, bool]:
-    """Whether JSON and whether event streams are accepted (RFC 9110, section 12.5.1)."""
-    kinds = {part.partition(";")[0].strip().lower() for part in accept.split(",")}
-    return not kinds.isdisjoint({"application/json", "application/*", "*/*"}), not kinds.isdisjoint(
-        {"text/event-stream", "text/*", "*/*"}
-    )
+def accepted_of(accept: str | None) -> Accepted:
+    """What an `Accept` header says: without one, anything (RFC 9110, section 12.5.1).
+
+    The most specific range decides, and one whose weight is zero is refused. Parameters other than the weight are
+    ignored, as there is one representation of each kind.
+    """
+    ranges: dict[str, bool] = {}
+    for part in _QUOTED.sub("", accept or "").split(","):
+        kind, *parameters = (each.strip(" \t") for each in part.lower().split(";"))
+        if kind:
+            ranges[kind] = ranges.get(kind, False) or not any(map(_ZERO.fullmatch, parameters))
+    if not ranges:
+        return Accepted(True, True)
+
+    def admits(*kinds: str) -> bool:
+        return next((ranges[kind] for kind in kinds if kind in ranges), False)
+
+    return Accepted(admits("application/json", "application/*", "*/*"), admits("text/event-stream", "text/*", "*/*"))

@@ -1,15 +1,17 @@
 """JSON-RPC messages as they come in, on either transport."""
 
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import anyio
 from mcp.shared.dispatcher import CallOptions
-from mcp_types import INVALID_REQUEST, PARSE_ERROR
+from mcp_types import CLIENT_INFO_META_KEY, INVALID_REQUEST, PARSE_ERROR
 from pydantic_core import from_json
 
-from ..sdk import NOT_A_MESSAGE
+from ..sdk import NOT_JSON
 
 Json = dict[str, Any]
 
@@ -24,7 +26,7 @@ class Unreadable(Exception):
         self.rpc_id = rpc_id
 
 
-def parse(data: bytes | bytearray) -> Json:
+def parse(data: bytes) -> Json:
     """One JSON-RPC message: a request, a notification (no id) or a response (no method).
 
     Raises:
@@ -32,21 +34,79 @@ def parse(data: bytes | bytearray) -> Json:
     """
     try:
         message = from_json(data, allow_inf_nan=False)
-    except ValueError:  # not JSON, not UTF-8, or nested too deeply
-        raise Unreadable(PARSE_ERROR, "") from None
+    except ValueError as error:
+        raise Unreadable(PARSE_ERROR, _why_not_json(data, error)) from None
+    if isinstance(message, list):
+        raise Unreadable(INVALID_REQUEST, "Batches are not accepted. Send one JSON-RPC message at a time.")
     if not isinstance(message, dict):
-        raise Unreadable(INVALID_REQUEST, NOT_A_MESSAGE)
+        raise Unreadable(INVALID_REQUEST, "A JSON-RPC message is an object. Send one at a time.")
     rpc_id = message.get("id")
     has_id = isinstance(rpc_id, str | int) and not isinstance(rpc_id, bool)
-    is_response = "method" not in message and has_id and ("result" in message) != ("error" in message)
-    if (
-        message.get("jsonrpc") != "2.0"
-        or not (is_response or isinstance(message.get("method"), str))
-        or not (has_id or "id" not in message)
-        or not isinstance(message.get("params"), dict | None)
-    ):
-        raise Unreadable(INVALID_REQUEST, NOT_A_MESSAGE, rpc_id if has_id else None)
+    problems = [*_problems(message, has_id)] or [*_doubled(data, message)]
+    if problems:
+        text = f"This is not a JSON-RPC message. {'; '.join(problems)}."
+        raise Unreadable(INVALID_REQUEST, text, rpc_id if has_id else None)
     return message
+
+
+def _why_not_json(data: bytes, error: ValueError) -> str:
+    if not data.strip():
+        return "There is nothing here. Send one JSON-RPC message at a time."
+    if "recursion limit" in str(error):
+        return "This is nested too deeply. Send less than 200 objects and lists within each other."
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return "This is not UTF-8, as JSON has to be. Encode the message so."
+    return NOT_JSON
+
+
+def _problems(message: Json, has_id: bool) -> Iterator[str]:
+    """What keeps an object from being a message."""
+    if message.get("jsonrpc") != "2.0":
+        yield 'jsonrpc: must be "2.0"'
+    if "id" in message and not has_id:
+        yield "id: must be a string or an integer"
+    if "method" in message:
+        if not isinstance(message["method"], str):
+            yield "method: must be a string"
+    elif "result" in message and "error" in message:
+        yield "result, error: must not stand together"
+    elif "result" not in message and "error" not in message:
+        yield "method: is required"
+    elif "id" not in message:
+        yield "id: is required"
+    if not isinstance(message.get("params"), dict | None):
+        yield "params: must be an object"
+
+
+def _doubled(data: bytes, message: Json) -> Iterator[str]:
+    """The members that stand twice, of which a gateway could read the other one.
+
+    Nearly every message is seen to have none without being read again.
+    """
+    params = message.get("params") or {}
+    meta = params.get("_meta")
+    client = meta.get(CLIENT_INFO_META_KEY) if isinstance(meta, dict) else None
+    spare = isinstance(client, dict)  # it has a name too
+    if (
+        data.count(b'"id"') < 2
+        and data.count(b'"method"') < 2
+        and data.count(b'"params"') < 2
+        and data.count(b'"name"') < 2 + spare
+        and data.count(b'"uri"') < 2
+        and data.count(b'"arguments"') < 2
+        and data.count(b'"_meta"') < 2
+        and b"\\u00" not in data  # a way to write letters
+    ):
+        return
+    members = json.loads(data, object_pairs_hook=tuple)
+    for place, names, found in (
+        ("", ("id", "method", "params"), members),
+        ("params.", ("name", "uri", "arguments", "_meta"), dict(members).get("params") or ()),
+    ):
+        counts = Counter(name for name, _ in found)
+        yield from (f"{place}{name}: must stand once" for name in names if counts[name] > 1)
 
 
 class RequestContext(ABC):

@@ -1,7 +1,7 @@
 """Sessions of the handshake revisions (`MCP_HTTP_SESSIONS=stateful`), served by the SDK's own application."""
 
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Any
@@ -29,19 +29,29 @@ class Sessions:
         async with self._manager.run():
             yield
 
-    async def post(self, scope: Scope, body: bytes, rpc_id: str | int | None, receive: Receive, send: Send) -> None:
-        """One message, whose body has been read; `rpc_id`: its id."""
+    async def post(
+        self,
+        scope: Scope,
+        body: bytes,
+        rpc_id: str | int | None,
+        receive: Receive,
+        send: Send,
+        *,
+        is_handshake: bool,
+    ) -> None:
+        """One message, whose body has been read; `rpc_id`: its id. A handshake needs no header to agree with."""
         ready: deque[Message] = deque([{"type": "http.request", "body": body, "more_body": False}])
 
         async def replay() -> Message:
             return ready.popleft() if ready else await receive()
 
-        await self._manager.handle_request(_owned(scope), replay, _Completed(scope, send, rpc_id).send)
+        dropped = {b"accept", b"mcp-protocol-version"} if is_handshake else {b"accept"}
+        await self._manager.handle_request(_owned(scope, dropped), replay, _Completed(scope, send, rpc_id).send)
 
     async def other(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The stream for what the server sends on its own (GET), or the end of a session (DELETE)."""
         completed = _Completed(scope, send)
-        await self._manager.handle_request(_owned(scope), receive, completed.send)
+        await self._manager.handle_request(_owned(scope, {b"accept"}), receive, completed.send)
         await completed.close()
 
     def end_streams(self) -> None:
@@ -49,10 +59,14 @@ class Sessions:
         end_idle_streams()
 
 
-def _owned(scope: Scope) -> Scope:
-    """The scope of a request as the SDK wants it, which lets nobody use the session that another has opened."""
+def _owned(scope: Scope, dropped: Collection[bytes]) -> Scope:
+    """The scope of a request as the SDK wants it, which lets nobody use the session that another has opened.
+
+    `dropped`: headers that the edge has judged already, and the SDK would judge otherwise.
+    """
+    headers = [*(each for each in scope["headers"] if each[0] not in dropped), (b"accept", b"*/*")]
     principal: Principal = scope.get(SCOPE_KEY, ANONYMOUS)
-    return scope if principal is ANONYMOUS else {**scope, "user": as_user(principal)}
+    return {**scope, "headers": headers} | ({} if principal is ANONYMOUS else {"user": as_user(principal)})
 
 
 class _Completed:
