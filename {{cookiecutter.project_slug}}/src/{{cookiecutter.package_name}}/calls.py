@@ -38,6 +38,10 @@ class Target(Protocol):
     @property
     def idempotent(self) -> bool: ...
 
+    @property
+    def has_context(self) -> bool:
+        """Whether it can send something ahead of its result."""
+
 
 current_target: ContextVar[Target | None] = ContextVar("current_target", default=None)
 """What the request being served is for."""
@@ -81,9 +85,9 @@ class Call:
 
     @property
     def shown_rpc_id(self) -> str | int | None:
-        """For logs and traces: the caller's id can be as long as they like."""
+        """For logs, which cut a text, and traces: the caller's number can be as long as they like."""
         if isinstance(self.rpc_id, str):
-            return self.rpc_id[:64]
+            return self.rpc_id
         return self.rpc_id if isinstance(self.rpc_id, int) and abs(self.rpc_id) < 1 << 64 else None
 
 

@@ -19,7 +19,7 @@ from pydantic_core import PydanticSerializationError, PydanticUndefined, SchemaV
 
 from .auth.principal import Principal
 from .errors import InvalidArguments, InvalidResult, ResultTooLarge
-from .text import clean
+from .text import EqualKeys, clean, is_clean
 from .tooling import Depends
 from .validation import problems_of
 
@@ -142,11 +142,14 @@ class Results:
         if len(text) > limit:
             raise ResultTooLarge(limit)
         data = from_json(text)
+        if not is_clean(text):
+            data = cleaned(data)
+            text = to_json(data)
         try:
             self._adapter.validate_json(text)
         except ValidationError as error:
             self._judge(data, error)
-        return clean(data)
+        return data
 
     def render(self, value: Any, limit: int) -> dict[str, Any]:
         """A tool's result on the wire; raises what `dump` raises."""
@@ -280,10 +283,29 @@ def _content(value: Any, limit: int) -> dict[str, Any]:
 
 
 def bounded(result: dict[str, Any], limit: int) -> dict[str, Any]:
-    """One of the protocol's results, cleaned; raises ResultTooLarge."""
-    if len(to_json(result)) > limit:
+    """One of the protocol's results, cleaned; raises ResultTooLarge and InvalidResult."""
+    text = to_json(result)
+    if len(text) > limit:
         raise ResultTooLarge(limit)
-    return clean(result)  # type: ignore[no-any-return]
+    if is_clean(text):
+        return result
+    kept = {name: result[name] for name in ("requestState",) if name in result}  # it is the tool's own, and sealed
+    return cleaned(result) | kept
+
+
+def question(value: types.InputRequiredResult, limit: int) -> types.InputRequiredResult:
+    """What a resource or prompt asks back, cleaned; raises ResultTooLarge and InvalidResult."""
+    asked = value.model_dump(mode="json", by_alias=True, exclude_none=True)
+    return types.InputRequiredResult.model_validate(bounded(asked, limit))
+
+
+def cleaned(data: dict[str, Any]) -> dict[str, Any]:
+    """As `clean`; raises InvalidResult."""
+    try:
+        return clean(data)  # type: ignore[no-any-return]
+    except EqualKeys:
+        problem = "two keys of an object differ in characters alone that nobody sees, and are taken away; rename one"
+        raise InvalidResult([f"result: {problem}"]) from None
 
 
 def _whole(value: Any) -> Any:

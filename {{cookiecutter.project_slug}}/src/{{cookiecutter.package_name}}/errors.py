@@ -74,7 +74,7 @@ class CallError(Exception):
     def __init__(self, message: str, *, retryable: bool | None = None, retry_after: float | None = None) -> None:
         """`retryable`: where it differs from the class's. `retry_after`: seconds, where the wait is known."""
         super().__init__(message)
-        self.message: str = clean(message)[:_LONGEST_MESSAGE]
+        self.message: str = clean(message[: 2 * _LONGEST_MESSAGE])[:_LONGEST_MESSAGE]
         self.can_retry = self.retryable if retryable is None else retryable
         self.retry_after = retry_after
         self.rpc_code = self.status
@@ -208,8 +208,8 @@ class Internal(CallError):
     level = "error"
     status = -32603
 
-    def __init__(self) -> None:
-        super().__init__("The server failed on this call. Quote the request id to its operator.")
+    def __init__(self, request_id: str) -> None:
+        super().__init__(f"The server failed on this call. Quote request id {request_id} to its operator.")
 
 
 class InvalidResult(Exception):

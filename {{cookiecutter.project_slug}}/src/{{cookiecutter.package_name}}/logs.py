@@ -2,6 +2,9 @@
 
 The package's own events, the standard library's `logging` (uvicorn, asyncio, the SDK), warnings, crashes and stray
 output pass the same processors: request id, redaction, exceptions without text or local variables, one renderer.
+
+Much of what is logged was written by others. Each pattern takes time in proportion to the text it runs over, and all of
+them run over so much of an event and no more.
 """
 
 import logging
@@ -13,29 +16,34 @@ from collections.abc import Callable, Iterable, MutableMapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 import structlog
 from pydantic_core import to_json, to_jsonable_python
 
 from .errors import Level
-from .wire import Wire, describe
+from .text import escaped
+from .wire import LONGEST_TEXT, Wire, describe
 
 current_request: ContextVar[dict[str, Any]] = ContextVar("current_request", default={})  # noqa: B039 - never changed
 """What every event of the request being served carries: its `request_id`, and its `trace_id` if there is one."""
 
 Event = MutableMapping[str, Any]
 
-_HIDDEN = "[redacted]"
+_HIDDEN, _CUT = "[redacted]", "[cut]"
 _LONGEST_WORD = 32  # characters
+_LONGEST_NAME, _LONGEST_RPC_ID = 128, 64
+_LARGEST_EVENT = 4 * LONGEST_TEXT  # characters, and values, of one event beside its short words and numbers
+_SEEN_AHEAD = 64  # characters beyond a cut: more than a pattern needs to know what it has begun to match
 _PLAIN = (int, float, bool)
 _SECRET_KEY = re.compile(r"authorization|cookie|passw|secret|token|credential|api_?key|private_?key", re.IGNORECASE)
-_SECRET_TEXTS = (
-    (re.compile(r"\b(bearer|basic)\s+[\w.~+/=-]{6,}", re.IGNORECASE), rf"\1 {_HIDDEN}"),
-    (re.compile(r"\beyJ[\w-]{8,}\.[\w-]+\.[\w-]*"), _HIDDEN),  # a JWT
-    (re.compile(r"://[^/\s@]+@"), f"://{_HIDDEN}@"),  # user and password of a URL
-    (re.compile(r"(\b[a-z][\w+.-]*://[^\s?#\"']*)[?#][^\s\"']*", re.IGNORECASE), rf"\1?{_HIDDEN}"),  # its query
-)
+# None begins to match in the middle of what it has tried to match before: that would be quadratic.
+_CREDENTIAL = re.compile(r"\b(bearer|basic)\s+[\w.~+/=-]{6,}", re.IGNORECASE)
+_TOKEN = re.compile(r"(?<![^\W_])eyJ[\w-]{8,}[\w.-]*")  # JSON in base64, as a JWT begins
+_USER = re.compile(r"://[^/\s]*@")  # and password of a URL
+_OPEN_USER = re.compile(r"://[^/\s]*\Z")  # of one that was cut
+_QUERY = re.compile(r"(://[^\s?#\"']*)([?#][^\s\"']*)?")
 
 
 def configure(wire: Wire, *, level: str, form: str, secrets: Iterable[str] = ()) -> None:
@@ -112,45 +120,80 @@ class Redaction:
         lines = {line for secret in secrets for line in (secret, *secret.splitlines()) if len(line) >= 8}
         values = sorted(lines, key=len, reverse=True)
         self._values = re.compile("|".join(map(re.escape, values))) if values else None
-        self._name = lru_cache(maxsize=256)(self._clean_name)  # the fields of events are few, and come again
-        self._word = lru_cache(maxsize=256)(self._clean_text)  # and so do most of their values
+        self._ahead = max([_SEEN_AHEAD, *(2 * len(value) for value in values[:1])])
+        self._names = lru_cache(maxsize=256)(self._clean_name)  # the fields of events are few, and come again
+        self._word = lru_cache(maxsize=256)(self.hide)  # and so do most of their values
 
     def add(self, shown: Event, fields: Event) -> None:
         """Put fields into an event that is shown: most are short words and numbers."""
+        rest = _Rest()
         for key, value in fields.items():
-            name, is_secret = self._name(key)
+            name, is_secret = self._names(key) if len(key) <= _LONGEST_NAME else self._clean_name(key)
             if is_secret:
                 value = _HIDDEN
             elif type(value) is str and len(value) <= _LONGEST_WORD:
                 value = self._word(value)
+            elif key == "rpc_id" and isinstance(value, str):
+                value = self.hide(value, _LONGEST_RPC_ID)
             elif value is not None and type(value) not in _PLAIN:
-                value = self.clean(value)
+                value = self.clean(value, rest)
             shown[name] = value
 
-    def clean(self, value: Any) -> Any:
-        """`value` as JSON data, with what is secret in it replaced."""
+    def clean(self, value: Any, rest: "_Rest | None" = None) -> Any:
+        """`value` as JSON data, with what is secret in it replaced. `rest`: how much of it is still to be shown."""
+        rest = rest or _Rest()
         if isinstance(value, str):
-            return self._clean_text(value)
+            return self.hide(value, rest.take(len(value)))
         if value is None or isinstance(value, int | float):
             return value
         if isinstance(value, bytes):
-            return self.clean(value.decode("utf-8", "replace"))
+            return self.clean(value[: 4 * _LARGEST_EVENT].decode("utf-8", "replace"), rest)
         if isinstance(value, dict):
-            return dict(self._field(key, item) for key, item in value.items())
+            shown: dict[str, Any] = {}
+            count = rest.take(len(value))
+            for key, item in islice(value.items(), count):
+                key = key if isinstance(key, str) else str(self.clean(key, rest))
+                name, is_secret = self._names(key) if len(key) <= _LONGEST_NAME else self._clean_name(key)
+                rest.take(len(name))
+                shown[name] = _HIDDEN if is_secret else self.clean(item, rest)
+            return shown if count == len(value) else shown | {_CUT: len(value) - count}
         if isinstance(value, list | tuple | set | frozenset):
-            return [self.clean(item) for item in value]
-        return self.clean(to_jsonable_python(value, fallback=_name_type))
+            count = rest.take(len(value))
+            items = [self.clean(item, rest) for item in islice(value, count)]
+            return items if count == len(value) else [*items, _CUT]
+        return self.clean(to_jsonable_python(value, fallback=_name_type), rest)
 
-    def _field(self, key: Any, item: Any) -> tuple[str, Any]:
-        name, is_secret = self._name(key) if isinstance(key, str) else self._clean_name(str(self.clean(key)))
-        return name, _HIDDEN if is_secret else self.clean(item)
+    def hide(self, text: str, longest: int = LONGEST_TEXT) -> str:
+        """The first so many characters of a text, without secrets.
 
-    def _clean_text(self, text: str) -> str:
-        return hide_shapes(text if self._values is None else self._values.sub(_HIDDEN, text))
+        It is cut before it is looked at, but a little further on: no secret is cut in two, and its first half shown.
+        """
+        is_long, is_cut = len(text) > longest, len(text) > longest + self._ahead
+        if is_cut:
+            text = text[: longest + self._ahead]
+        if self._values is not None:
+            text = self._values.sub(_HIDDEN, text)
+        text = _hide_shapes(text, is_cut)
+        if is_cut:
+            text = text[: -self._ahead]
+        return text[:longest] + _CUT if is_long else text
 
     def _clean_name(self, key: str) -> tuple[str, bool]:
-        name = self.clean(key)
-        return name, _SECRET_KEY.search(name) is not None
+        is_secret = len(key) > LONGEST_TEXT or _SECRET_KEY.search(key) is not None
+        return self.hide(key, _LONGEST_NAME), is_secret
+
+
+class _Rest:
+    """How much more of an event is shown."""
+
+    def __init__(self) -> None:
+        self._left = _LARGEST_EVENT
+
+    def take(self, count: int) -> int:
+        """How many of so many are, of one text at most."""
+        taken = min(count, LONGEST_TEXT, self._left)
+        self._left -= taken
+        return taken
 
 
 class _Finish:
@@ -181,11 +224,26 @@ def _second(number: int) -> str:
     return datetime.fromtimestamp(number, UTC).isoformat()[:19]
 
 
-def hide_shapes(text: str) -> str:
-    """Hide what looks like a credential: header values, JWTs, user, password, query and fragment of a URL."""
-    if " " in text or "://" in text or "eyJ" in text or not text.isprintable():  # none of the patterns does without
-        for pattern, shown in _SECRET_TEXTS:
-            text = pattern.sub(shown, text)
+_shapes = Redaction()
+
+
+def hide_shapes(text: str, longest: int = LONGEST_TEXT) -> str:
+    """The first so many characters of a text, without what looks like a credential: header values, JWTs, user, password,
+    query and fragment of a URL."""
+    return _shapes.hide(text, longest)
+
+
+def _hide_shapes(text: str, is_cut: bool) -> str:
+    if "://" in text:
+        text = _USER.sub(f"://{_HIDDEN}@", text)
+        if is_cut:
+            text = _OPEN_USER.sub(f"://{_HIDDEN}", text)
+        text = _QUERY.sub(lambda found: f"{found[1]}?{_HIDDEN}" if found[2] else found[0], text)
+    if "eyJ" in text:
+        text = _TOKEN.sub(_HIDDEN, text)
+    lower = text.lower()
+    if "bearer" in lower or "basic" in lower:
+        text = _CREDENTIAL.sub(rf"\1 {_HIDDEN}", text)
     return text
 
 
@@ -235,7 +293,8 @@ def _hide_exceptions(event: Event) -> Event:
 
 
 def _render_json(event: Event) -> bytes:
-    return to_json(event, fallback=_name_type, inf_nan_mode="strings")
+    line = to_json(event, fallback=_name_type, inf_nan_mode="strings")
+    return line if line.isascii() and b"\x7f" not in line else escaped(line.decode()).encode()
 
 
 def _as_text(logger: object, method: str, line: Any) -> str:
@@ -251,4 +310,9 @@ def _console_renderer(wire: Wire) -> Callable[[Event], bytes]:
     from structlog.dev import ConsoleRenderer
 
     renderer = ConsoleRenderer(colors=os.isatty(wire.stderr), exception_formatter=lambda *_: None)
-    return lambda event: str(renderer(None, "", dict(event))).encode("utf-8", "replace")
+
+    def render(event: Event) -> bytes:
+        shown = {escaped(name): escaped(value) if isinstance(value, str) else value for name, value in event.items()}
+        return str(renderer(None, "", shown)).encode("utf-8", "replace")
+
+    return render

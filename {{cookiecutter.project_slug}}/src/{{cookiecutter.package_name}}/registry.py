@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from pydantic_core import to_json
 
 from .auth.principal import current_principal
-from .contracts import Results, Signature, bounded
+from .contracts import Results, Signature, bounded, question
 from .errors import (
     CallError,
     Failed,
@@ -72,6 +72,7 @@ class Served:
         self.read_only = declaration.read_only
         self.idempotent = declaration.idempotent
         self.signature = Signature(declaration.function)
+        self.has_context = self.signature.context is not None
         self._around = around
         self._is_async = inspect.iscoroutinefunction(declaration.function)
         if inspect.isgeneratorfunction(declaration.function) or inspect.isasyncgenfunction(declaration.function):
@@ -211,7 +212,7 @@ class ServedResource(Served):
         variables = {name: value if isinstance(value, str) else "/".join(value) for name, value in found.items()}
         value = await self.run(ctx, self.signature.parse_strings(variables), params)
         if isinstance(value, types.InputRequiredResult):
-            return value
+            return question(value, limit)
         if isinstance(value, types.ReadResourceResult):
             return types.ReadResourceResult.model_validate(bounded(value.model_dump(mode="json", by_alias=True), limit))
         mime_type = self.declaration.mime_type
@@ -262,7 +263,7 @@ class ServedPrompt(Served):
         """Validate, run, render."""
         value = await self.run(ctx, self.signature.parse_strings(params.arguments or {}), params)
         if isinstance(value, types.InputRequiredResult):
-            return value
+            return question(value, limit)
         if isinstance(value, str):
             value = [types.PromptMessage(role="user", content=types.TextContent(type="text", text=value))]
         try:
@@ -362,7 +363,7 @@ class Registry:
         if (found := self._resource(uri)) is None:
             raise NotFound(
                 "There is no resource at this URI. resources/list and resources/templates/list show what there is.",
-                {"uri": hide_shapes(clean(uri))[:2048]},
+                {"uri": hide_shapes(clean(uri[: 2 * _LONGEST_URI]), _LONGEST_URI)},
             )
         return found
 

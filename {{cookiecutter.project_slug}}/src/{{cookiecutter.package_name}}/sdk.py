@@ -5,6 +5,8 @@
 * A result that middleware returns is not completed by the SDK: `resultType` and `serverInfo` are added here.
 * Errors that the SDK makes outside its middleware (a wrong header, a mixed-up era, a malformed message) do not pass the
   guards: `complete_error` gives them the members every error has, and their log line.
+* A session is how a tool sends something ahead of its result: over every transport, so it is replaced for the call by one
+  that cleans it (`_CleanSession`).
 * `ServerRunner` and `aclose_shielded` are exported for the SDK's own entries. They serve a request without a task or a channel
   of their own and leave the answer to the caller, who can then drain it, give it a real HTTP status, and is several
   times as fast.
@@ -20,7 +22,7 @@ from contextvars import ContextVar
 from functools import cached_property
 from hashlib import sha256
 from itertools import count
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import structlog
 from mcp.server import Server, ServerRequestContext
@@ -30,6 +32,7 @@ from mcp.server.connection import Connection, NotifyOnlyOutbound
 from mcp.server.context import CallNext
 from mcp.server.request_state import AESGCMRequestStateCodec, RequestStateBoundary, RequestStateSecurity
 from mcp.server.runner import ServerRunner, aclose_shielded
+from mcp.server.session import ServerSession
 from mcp.shared.dispatcher import DispatchContext, Outbound
 from mcp.shared.exceptions import MCPError
 from mcp.shared.inbound import ERROR_CODE_HTTP_STATUS
@@ -44,17 +47,18 @@ from mcp_types import (
     RequestParams,
 )
 from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS, MODERN_PROTOCOL_VERSIONS
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import to_json
 from sse_starlette.sse import AppStatus
 
 from .auth.credentials import Rejected
 from .auth.principal import ANONYMOUS, SCOPE_KEY, Principal, current_principal
 from .calls import Call, Guard, Parent, Target, Transport, chain, current_target
+from .contracts import cleaned
 from .errors import CallError, Internal, InvalidRequest, Outcome
 from .guards.request_log import log_request
 from .logs import Events
-from .text import clean
+from .text import clean, is_clean
 from .validation import request_problems
 
 ERROR_KEY = "plinth/error"
@@ -116,9 +120,8 @@ def install(
             except MCPError as error:
                 if error.code == INTERNAL_ERROR:  # the SDK's word for a crash: it is ours to log and answer
                     raise
-                data = error.data if isinstance(error.data, dict) else {}
-                text = _REMEDIES.get(error.message, error.message)
-                raise InvalidRequest(clean(text), error.code, data) from None
+                data = cleaned(error.data) if isinstance(error.data, dict) else {}
+                raise InvalidRequest(_REMEDIES.get(error.message, error.message), error.code, data) from None
             except ValidationError as error:
                 problems = request_problems(error, {"params": ctx.params})
                 if not problems:  # it is not the caller's
@@ -148,6 +151,9 @@ def install(
             client=_client(ctx.request),
             rejected=rejected,
         )
+        if target is not None and target.has_context:
+            session = ctx.session
+            ctx.session = _CleanSession(session._request_outbound, session._connection, request_meta=ctx.meta)
         token, aimed = current_principal.set(principal), current_target.set(target)
         try:
             return await chain(guards, serve)(call)
@@ -188,6 +194,33 @@ class _Codec(AESGCMRequestStateCodec):
         payload = super().unseal(token)
         _opened.set(sha256(token.encode()).hexdigest())
         return payload
+
+
+_MessageT = TypeVar("_MessageT", bound=BaseModel)
+_NOT_FOR_READERS = ("_meta", "progressToken", "requestId", "elicitationId")  # names that have to come back as they went
+
+
+class _CleanSession(ServerSession):
+    """What a tool tells or asks the client before its result comes, cleaned as results are."""
+
+    async def send_request(self, request: Any, *arguments: Any, **options: Any) -> Any:
+        """Raises InvalidResult, as the others do."""
+        return await super().send_request(_cleaned(request), *arguments, **options)
+
+    async def report_progress(self, progress: float, total: float | None = None, message: str | None = None) -> None:
+        await super().report_progress(progress, total, clean(message))
+
+    async def _notify(self, notification: Any, *, request_scoped: bool) -> None:
+        await super()._notify(_cleaned(notification), request_scoped=request_scoped)
+
+
+def _cleaned(message: _MessageT) -> _MessageT:
+    data = message.model_dump(by_alias=True, mode="json", exclude_none=True)
+    if is_clean(to_json(data)):
+        return message
+    params = data.get("params", {})
+    kept = {name: params[name] for name in _NOT_FOR_READERS if name in params}
+    return type(message).model_validate({**data, "params": cleaned(params) | kept}, by_name=False)
 
 
 def _bound(ctx: ServerRequestContext[Any, Any]) -> str | None:
@@ -254,18 +287,33 @@ class Answer(NamedTuple):
 
 async def answer(handling: Awaitable[dict[str, Any]], rpc_id: str | int | None, transport: Transport) -> Answer:
     """The whole answer to a request that is being handled; an error is complete."""
+    request_id: str | None = None
     try:
         return Answer(to_json({"jsonrpc": "2.0", "id": rpc_id, "result": await handling}), None)
     except MCPError as error:
         with suppress(ValueError):  # its data cannot be written
             return _error_answer(error.code, error.message, error.data, rpc_id, transport)
     except Exception as error:  # noqa: BLE001 - the guards let none through; one of the SDK's own must not end the server
-        structlog.get_logger().error("crash", exc_info=error)
-    return _error_answer(INTERNAL_ERROR, Internal().message, None, rpc_id, transport)
+        request_id = log_crash(error)
+    return _error_answer(INTERNAL_ERROR, "", None, rpc_id, transport, request_id)
 
 
-def _error_answer(code: int, message: str, data: Any, rpc_id: str | int | None, transport: Transport) -> Answer:
-    error = complete_error(code, message, data, transport, rpc_id)
+def log_crash(error: Exception) -> str:
+    """Log what no guard has seen; returns the id of its request, for `complete_error`."""
+    request_id = new_request_id()
+    structlog.get_logger().error("crash", request_id=request_id, exc_info=error)
+    return request_id
+
+
+def _error_answer(
+    code: int,
+    message: str,
+    data: Any,
+    rpc_id: str | int | None,
+    transport: Transport,
+    request_id: str | None = None,
+) -> Answer:
+    error = complete_error(code, message, data, transport, rpc_id, request_id=request_id)
     return Answer(to_json({"jsonrpc": "2.0", "id": rpc_id, "error": error}), code)
 
 
@@ -282,10 +330,13 @@ def complete_error(
     rpc_id: Any,
     client: str | None = None,
     outcome: Outcome | None = None,
+    request_id: str | None = None,
 ) -> dict[str, Any]:
     """The `error` member of a JSON-RPC error, completed and logged if no guard has seen it.
 
-    `outcome`: else `invalid_request`, or `internal` for the SDK's own word for a crash.
+    Args:
+        outcome: else `invalid_request`, or `internal` for the SDK's own word for a crash, whose text is not shown.
+        request_id: if it has one already.
     """
     kept = data if isinstance(data, dict) else {}
     if "request_id" not in kept:
@@ -293,9 +344,10 @@ def complete_error(
             message = NOT_JSON if message.startswith("Parse error") else message
         elif message.startswith("Validation error"):  # goes on with pydantic's text, which quotes the input
             code, message = INVALID_REQUEST, _NOT_A_MESSAGE
-        request_id = new_request_id()
+        request_id = request_id or new_request_id()
         if outcome is None:
-            outcome = Internal().outcome if code == INTERNAL_ERROR else Outcome("invalid_request", message)
+            outcome = (Internal(request_id) if code == INTERNAL_ERROR else InvalidRequest(message)).outcome
+        message = outcome.message
         principal = Principal("local") if transport == "stdio" else ANONYMOUS
         nothing = frozenset[str]()
         call = Call(request_id, rpc_id, "unknown", None, nothing, principal, transport, "unknown", client=client)

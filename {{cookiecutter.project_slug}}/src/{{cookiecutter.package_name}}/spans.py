@@ -15,6 +15,8 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from .calls import Call
 from .errors import OK, Outcome
+from .logs import hide_shapes
+from .text import clean
 
 if TYPE_CHECKING:
     import httpx2
@@ -31,6 +33,7 @@ the caller to act."""
 current_tracer: ContextVar[Tracer | None] = ContextVar("current_tracer", default=None)
 """What makes spans; None: nobody wants them. Set once, before serving begins."""
 
+_LONGEST_ID = 64  # characters
 _W3C = TraceContextTextMapPropagator()
 
 
@@ -47,7 +50,7 @@ def begin_request(call: Call) -> Span | None:
     if call.transport == "http":
         attributes["network.protocol.name"] = "http"
     if (rpc_id := call.shown_rpc_id) is not None:
-        attributes["jsonrpc.request.id"] = str(rpc_id)
+        attributes["jsonrpc.request.id"] = clean(hide_shapes(str(rpc_id), _LONGEST_ID))
     if target is not None and call.method == "tools/call":
         name = f"{name} {target.name}"
         attributes |= {"gen_ai.operation.name": "execute_tool", "gen_ai.tool.name": target.name}

@@ -19,7 +19,9 @@ from traceback import extract_tb
 from types import TracebackType
 from typing import Any, NoReturn, TextIO
 
-_LONGEST_LINE = 8192  # characters of stray output kept of one line
+LONGEST_TEXT = 8192  # characters of one text that the log shows
+_LONGEST_LINE = 4 * LONGEST_TEXT  # bytes kept of a line of stray output: the log looks further than it shows
+_MOST_NOISE = 1000  # lines of it in a second; what is printed beyond that is counted
 _MOST_UNSENT = 1 << 20  # bytes of log that its reader has not taken yet
 
 
@@ -175,18 +177,24 @@ class Wire:
         return pump
 
     def _pump(self, source: int, event: str) -> None:
-        rest = b""
+        rest, began, left = b"", monotonic(), _MOST_NOISE
         while chunk := os.read(source, 65536):
-            *lines, rest = (rest + chunk).split(b"\n")
-            if len(rest) > _LONGEST_LINE:
-                lines, rest = [*lines, rest], b""
-            for line in lines:
-                self._noise(event, line)
+            if monotonic() - began >= 1:
+                began, left = monotonic(), _MOST_NOISE
+            first, *more = chunk.split(b"\n")
+            rest += first[: _LONGEST_LINE - len(rest)]
+            for line in more[:left]:
+                self._noise(event, rest)
+                rest = line[:_LONGEST_LINE]
+            if dropped := len(more[left:]):
+                rest = more[-1][:_LONGEST_LINE]
+                self.report("warning", f"{event}_dropped", {"count": dropped})
+            left -= len(more) - dropped
         self._noise(event, rest)
 
     def _noise(self, event: str, line: bytes) -> None:
         if text := line.decode("utf-8", "replace").strip():
-            self.report("warning", event, {"line": text[:_LONGEST_LINE]})
+            self.report("warning", event, {"line": text})
 
     def _report(self, level: str, event: str, fields: dict[str, Any]) -> None:
         self.write_log(self._line(level, event, fields))

@@ -1,14 +1,13 @@
 """How much a client may ask for in a time."""
 
 import os
-from functools import lru_cache
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Any, Literal
 
 from ..calls import Call, Proceed
 from ..errors import RateLimited, Unavailable
 from ..limits.store import Store, StoreDown
-from ..text import in_words
+from ..text import in_words, remembered
 
 _LIMITED = {"tools/call", "prompts/get", "resources/read", "completion/complete"}
 
@@ -41,11 +40,15 @@ class RateLimit:
         return call.principal.name if call.principal.kind != "anonymous" else address_key(call.client)
 
 
-@lru_cache(maxsize=1024)
 def address_key(address: str | None) -> str:
     """What stands for a caller of whom nothing is known but the address: for IPv6 the network, as each has 2^64."""
+    return _address_key(address or "")
+
+
+@remembered(1024)
+def _address_key(address: str) -> str:
     try:
-        found = ip_address(address or "")
+        found = ip_address(address)
     except ValueError:
         return "address:unknown"
     if isinstance(found, IPv6Address):

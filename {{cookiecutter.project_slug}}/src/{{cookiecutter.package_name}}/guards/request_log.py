@@ -42,8 +42,9 @@ class RequestLog:
             problems = {"problems": error.problems} if isinstance(error, InvalidResult) else {}
             structlog.get_logger().error("crash", tool=tool_of(call), exc_info=error, **problems)
             note_crash(call.span, error)
-            outcome = Internal().outcome
-            raise Internal from None
+            failure = Internal(call.request_id)
+            outcome = failure.outcome
+            raise failure from None
         finally:
             if operations is not None:
                 operations.running[call.method] -= 1

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from string import Template
 
 import anyio
-import structlog
 from mcp.shared.exceptions import MCPError
 from mcp.shared.inbound import validate_mcp_param_headers, x_mcp_header_map
 from mcp_types import DEFAULT_NEGOTIATED_VERSION, INTERNAL_ERROR
@@ -17,9 +16,9 @@ from pydantic_core import to_json
 
 from .. import NAME
 from ..auth.principal import ANONYMOUS, SCOPE_KEY, Principal
-from ..errors import Internal, Outcome
+from ..errors import Outcome
 from ..guards.rate_limit import address_key
-from ..sdk import answer, http_status, one_request
+from ..sdk import answer, http_status, log_crash, one_request
 from ..server import Application
 from .admission import Admission
 from .bodies import Bodies
@@ -105,15 +104,14 @@ class Edge:
             self.lost += 1
             raise
         except Exception as error:  # noqa: BLE001 - uvicorn would answer in plain text
-            structlog.get_logger().error("crash", exc_info=error)
-            await self._refuse(scope, send, Refused(500, Internal().message, code=INTERNAL_ERROR))
+            await self._refuse(scope, send, Refused(500, "", code=INTERNAL_ERROR, request_id=log_crash(error)))
         finally:
             self.pending -= 1
 
     async def _post(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = self._check_names(scope)
         check_content(headers)
-        accepted = accepted_of(headers.get("accept"))
+        accepted = accepted_of(headers.get("accept", ""))
         if not any(accepted):
             raise Refused(406, "Accept: must admit application/json and text/event-stream, or one of them.")
         if self._readiness.state == "starting":
@@ -205,7 +203,7 @@ class Edge:
         if method == "GET" and headers.keys().isdisjoint(("mcp-protocol-version", "mcp-session-id")):
             # No client of Streamable HTTP needs an answer to this, and one of HTTP+SSE would wait on a stream for ever.
             raise Refused(405, f"Send requests with POST. {_ONE_TRANSPORT}", headers={b"allow": b"POST"})
-        if method == "GET" and not accepted_of(headers.get("accept")).events:
+        if method == "GET" and not accepted_of(headers.get("accept", "")).events:
             raise Refused(406, "Accept: must admit text/event-stream.")
         await self._admission.authenticate(scope, headers)
         if self._sessions is not None:
@@ -213,7 +211,7 @@ class Edge:
             return
         # Without sessions there is nothing to send on it, but clients open one, and some take a refusal for a fault.
         stream = Stream(send, self._closing())
-        await stream.write(b": open\r\n\r\n")
+        await stream.write(b": open\n\n")
 
         async def disconnected() -> None:
             while (await receive())["type"] != "http.disconnect":

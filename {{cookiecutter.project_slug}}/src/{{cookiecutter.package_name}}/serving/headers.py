@@ -2,11 +2,11 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
 from typing import NamedTuple
 
 from mcp_types import HEADER_MISMATCH, INVALID_REQUEST
 
+from ..text import remembered
 from .refusals import Refused
 
 _ONCE = {"authorization", "content-length", "content-type", "host", "origin"}  # and what begins with mcp-
@@ -20,7 +20,7 @@ class Names:
 
     def __init__(self, names: Iterable[str]) -> None:
         self._names = {name.lower() for name in names}
-        self.allow = lru_cache(maxsize=64)(self._allow)
+        self.allow = remembered(64)(self._allow)
 
     def _allow(self, value: str) -> bool:
         value = value.lower()
@@ -45,7 +45,7 @@ def read_headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
     return found
 
 
-@lru_cache(maxsize=64)
+@remembered(64)
 def _is_json(content_type: str) -> bool:
     kind, *parameters = content_type.lower().split(";")
     pairs = (each.partition("=") for each in parameters)
@@ -71,15 +71,15 @@ class Accepted(NamedTuple):
     events: bool
 
 
-@lru_cache(maxsize=64)
-def accepted_of(accept: str | None) -> Accepted:
-    """What an `Accept` header says: without one, anything (RFC 9110, section 12.5.1).
+@remembered(64)
+def accepted_of(accept: str) -> Accepted:
+    """What an `Accept` header says: empty, or without one, anything (RFC 9110, section 12.5.1).
 
     The most specific range decides, and one whose weight is zero is refused. Parameters other than the weight are
     ignored, as there is one representation of each kind.
     """
     ranges: dict[str, bool] = {}
-    for part in _QUOTED.sub("", accept or "").split(","):
+    for part in _QUOTED.sub("", accept).split(","):
         kind, *parameters = (each.strip(" \t") for each in part.lower().split(";"))
         if kind:
             ranges[kind] = ranges.get(kind, False) or not any(map(_ZERO.fullmatch, parameters))

@@ -25,11 +25,13 @@ class Refused(Exception):
         rpc_id: str | int | None = None,
         headers: Mapping[bytes, bytes] | None = None,
         outcome: Outcome | None = None,
+        request_id: str | None = None,
     ) -> None:
         super().__init__(text)
         self.status = status
         self.headers = dict(headers or {})
         self._error = {"text": text, "code": code, "data": data, "rpc_id": rpc_id, "outcome": outcome}
+        self._error["request_id"] = request_id
 
     def body(self, client: str | None) -> dict[str, Any]:
         """The JSON-RPC error, complete and logged. `client`: the address it goes to."""
@@ -59,7 +61,8 @@ def refusal(
     rpc_id: str | int | None = None,
     client: str | None = None,
     outcome: Outcome | None = None,
+    request_id: str | None = None,
 ) -> dict[str, Any]:
     """A JSON-RPC error, complete and logged. `outcome`: where it is the server that cannot, not the request."""
-    error = complete_error(code, text, data, "http", rpc_id, client, outcome)
+    error = complete_error(code, text, data, "http", rpc_id, client, outcome, request_id)
     return {"jsonrpc": "2.0", "id": rpc_id, "error": error}
