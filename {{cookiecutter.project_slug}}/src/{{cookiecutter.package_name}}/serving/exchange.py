@@ -17,6 +17,7 @@ from pydantic_core import to_json
 from starlette.requests import Request
 
 from ..sdk import Answer
+from ..text import one_line
 from .messages import Json, RequestContext
 
 Scope = MutableMapping[str, Any]
@@ -68,7 +69,7 @@ class Stream:
         """Write a comment every now and then."""
         while True:
             await anyio.sleep(PING_SECONDS)
-            await self.write(b": ping\r\n\r\n")
+            await self.write(b": ping\n\n")
 
 
 class PlainAnswer(Stream):
@@ -82,7 +83,7 @@ class PlainAnswer(Stream):
 
 
 def _event(data: bytes) -> bytes:
-    return b"event: message\r\ndata: " + data + b"\r\n\r\n"
+    return b"event: message\ndata: " + one_line(data) + b"\n\n"
 
 
 class Exchange(RequestContext):

@@ -8,6 +8,8 @@ from typing import Protocol
 import anyio
 import structlog
 
+from ..text import one_line
+
 _FULL = 1 << 20  # bytes not taken by the client yet
 
 
@@ -49,7 +51,7 @@ class Output:
         if self._failure is not None:
             self.lost += self._failure not in _GONE
             return
-        self._unsent += message
+        self._unsent += one_line(message)
         self._unsent += b"\n"
         if not self._scheduled:
             self._scheduled = True

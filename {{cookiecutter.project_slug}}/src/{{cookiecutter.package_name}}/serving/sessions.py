@@ -7,11 +7,13 @@ from http import HTTPStatus
 from typing import Any
 
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
+from mcp_types import INTERNAL_ERROR, INVALID_REQUEST
 from pydantic_core import from_json, to_json
 
 from ..auth.principal import ANONYMOUS, SCOPE_KEY, Principal
 from ..sdk import as_user, complete_error, end_idle_streams
 from ..server import Application
+from ..text import one_line
 from .exchange import Message, Receive, Scope, Send
 from .refusals import refusal
 
@@ -72,7 +74,7 @@ def _owned(scope: Scope, dropped: Collection[bytes]) -> Scope:
 class _Completed:
     """Gives an error that the SDK answers by itself the body that every error has.
 
-    Some of its refusals are plain text, and none has passed a guard. Successful answers pass through untouched.
+    Some of its refusals are plain text, and none has passed a guard. Of successful answers only the line ends change.
     """
 
     def __init__(self, scope: Scope, send: Send, rpc_id: str | int | None = None) -> None:
@@ -81,7 +83,7 @@ class _Completed:
         self._send = send
         self._start: Message | None = None
         self._body = b""
-        self._is_open = False
+        self._is_open = self._has_events = False
 
     async def send(self, message: Message) -> None:
         """An ASGI send."""
@@ -89,6 +91,12 @@ class _Completed:
             self._start = message
         elif self._start is None:
             self._is_open = message["type"] == "http.response.start" or bool(message.get("more_body"))
+            if message["type"] == "http.response.start":
+                kind = dict(message["headers"]).get(b"content-type", b"")
+                self._has_events = kind.startswith(b"text/event-stream")
+            elif self._has_events:  # a whole event, whose lines the SDK ends with CRLF
+                body = one_line(message.get("body", b"")).replace(b"\r\n", b"\n")
+                message = {**message, "body": body}
             await self._send(message)
         elif message["type"] == "http.response.body":
             self._body += message.get("body", b"")
@@ -113,7 +121,9 @@ class _Completed:
         except ValueError:
             found = None
         if not isinstance(found, dict) or not isinstance(found.get("error"), dict):
-            return refusal(self._body.decode("utf-8", "replace"), rpc_id=self._rpc_id, client=self._client)
+            code = INTERNAL_ERROR if status >= 500 else INVALID_REQUEST
+            text = self._body.decode("utf-8", "replace")
+            return refusal(text, code=code, rpc_id=self._rpc_id, client=self._client)
         error = found["error"]
         rpc_id = self._rpc_id if found.get("id") is None else found["id"]
         message = error["message"] or HTTPStatus(status).phrase
