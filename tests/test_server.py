@@ -120,4 +120,4 @@ def test_long_call_keeps_its_connection_alive(installed: Installed, version: str
             connection.request("POST", address.path, json.dumps(message), headers)
             answer = connection.getresponse()
             assert answer.headers["content-type"] == "text/event-stream"
-            assert answer.readline() == b": ping\r\n"
+            assert answer.readline() == b": ping\n"

@@ -121,7 +121,7 @@ def test_stream_ends_with_the_server(start_peer: StartPeer, way: Way) -> None:
     headers = peer.headers(b"") | {"Accept": "text/event-stream"}
     with peer.http.stream("GET", peer.url, headers=headers) as stream:
         peer.server.process.terminate()
-        assert stream.read() == b": open\r\n\r\n"
+        assert stream.read() == b": open\n\n"
     assert peer.server.process.wait(5) == 0
 
 

@@ -381,9 +381,11 @@ def test_fault_of_the_edge_itself(source: Path, tmp_path: Path, start: Start, wa
     peer = Peer(way, start(*SERVE_HTTP, source=extended(source, tmp_path, BROKEN)))
     answer = peer.post(peer.message("tools/list"))
     assert (answer.status_code, answer.json()["error"]["code"]) == (500, -32603)
-    assert answer.json()["error"]["data"]["code"] == "internal"
+    told = answer.json()["error"]["data"]
+    assert (told["code"], told["message"]) == ("internal", answer.json()["error"]["message"])
+    assert told["request_id"] in told["message"]
     assert "s3cret" not in answer.text
-    assert "_post" in str(peer.server.wait_for("crash")["exception"]["at"])
+    assert "_post" in str(peer.server.wait_for("crash", request_id=told["request_id"])["exception"]["at"])
     assert peer.http.get(peer.url.replace("/mcp", "/livez")).status_code == 200
     peer.http.close()
 
@@ -474,7 +476,7 @@ def test_stream_that_is_silent(source: Path, tmp_path: Path, start: Start, way: 
     """It carries a comment every now and then, as proxies close what is silent."""
     peer = Peer(way, start(*SERVE_HTTP, source=extended(source, tmp_path, PINGS)))
     answer = peer.post(peer.message("tools/call", {"name": "probe_waits", "arguments": {"seconds": 1}}))
-    assert answer.text.count("\n: ping\r\n\r\n") + answer.text.startswith(": ping\r\n\r\n") >= 2
+    assert answer.text.count("\n: ping\n\n") + answer.text.startswith(": ping\n\n") >= 2
     assert answer_of(answer)["result"]["structuredContent"] == {"result": "done"}
     if way != HTTP[0]:
         headers = peer.headers(b"") | {"Accept": "text/event-stream"}

@@ -168,6 +168,27 @@ def test_a_tools_own_events_carry_the_request(peer: Peer) -> None:
     }
 
 
+def test_text_of_others_cannot_disguise_a_line(peer: Peer) -> None:
+    """What nobody sees, or what ends a line for some reader, is escaped, in the caller's id too; long texts are cut."""
+    deceiving = "\x7f\x85\u2028\u2029\u202e\u2066\u200b\ufe0f\U000e0041"
+    said, other = f"say {deceiving}", "y" * 100_000
+    for text in (said, other):
+        message = peer.message("tools/call", {"name": "probe_says", "arguments": {"text": text}})
+        message["id"] = f"{peer.way} {text[:40]}"
+        if peer.way.transport == "http":
+            peer.post(message)
+        else:
+            peer.server.send(message)
+            assert peer.server.receive()["id"] == message["id"]
+        seen = peer.server.wait_for("request", rpc_id=message["id"], tool="probe_says")
+        told = next(event for event in peer.server.log if event.get("request_id") == seen["request_id"])
+        shown = said if text == said else "y" * 8192 + "[cut]"
+        assert (told["event"], told["note"]) == (shown, shown)
+        assert len(str(told)) < 50_000
+    raw = b"".join(peer.server.stderr).decode()
+    assert not set(deceiving) & set(raw)
+
+
 def test_what_cannot_be_logged_breaks_nothing(peer: Peer) -> None:
     """The call goes on, and the log says that something is missing."""
     assert peer.call("probe_logs", secret="nothing-secret")["result"]["isError"] is False

@@ -214,6 +214,34 @@ def test_results_are_stripped_of_deceiving_characters(peer: Peer) -> None:
     assert got["messages"][0]["content"]["text"] == "2 none"
 
 
+def test_results_are_stripped_of_what_nobody_sees(peer: Peer) -> None:
+    """Selectors, zero-width characters and fillers could carry words past a reader; what scripts and pictures need stays."""
+    hidden = [0xAD, 0x34F, 0x115F, 0x200B, 0x200C, 0x200D, 0x200E, 0x2060, 0x2065, 0x3164, 0xFE00, 0xFE0F, 0xE0100]
+    farsi, hindi = "\u0645\u06cc\u200c\u062e\u0648", "\u0915\u094d\u200d\u0937"
+    family, heart, key = "\U0001f468\u200d\U0001f469", "\u2764\ufe0f", "1\ufe0f\u20e3"
+    needed = f"{farsi} {hindi} {family} {heart} {key}"
+    found = peer.call("probe_says", text="".join(f"a{chr(each)}" for each in hidden) + f"b {needed}\ufe0f")["result"]
+    assert found["structuredContent"] == {"result": "a" * len(hidden) + f"b {needed}"}
+    assert found["content"][0]["text"] == found["structuredContent"]["result"]
+
+
+def test_two_names_that_nobody_can_tell_apart_are_no_result(peer: Peer) -> None:
+    """One of them would be lost without a word: it is a crash, and the log says why."""
+    error = peer.error("probe_names", first="total", second="to\u200btal")
+    assert_outcome(peer, error, "internal")
+    assert "two keys" in str(peer.server.wait_for("crash", request_id=error["request_id"])["problems"])
+
+
+def test_internal_error_says_which_request_it_was(peer: Peer) -> None:
+    """Models and people see the text alone: the id to quote stands there, and it is the one of the log."""
+    error = peer.error("probe_crashes", secret="s3cret-value")
+    assert error["request_id"] in error["message"]
+    assert peer.server.wait_for("crash", request_id=error["request_id"])["tool"] == "probe_crashes"
+    error = peer.call("probe_unwritable")["error"]
+    assert error["data"]["request_id"] in error["message"] == error["data"]["message"]
+    peer.server.wait_for("request", request_id=error["data"]["request_id"], outcome="internal")
+
+
 def test_content_blocks_pass_through(peer: Peer) -> None:
     """A tool may return the protocol's own content."""
     image = {"type": "image", "data": "aGk=", "mimeType": "image/png"}
