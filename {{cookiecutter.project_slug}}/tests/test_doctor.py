@@ -402,7 +402,7 @@ def judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Find
             monkeypatch.delenv(name)
 
     def judge_one(check: Callable[[Deployment], Finding], **settings: Any) -> Finding:
-        registry = Registry((), Surroundings(Threads(1), InMemorySubscriptionBus()))
+        registry = Registry((), Surroundings(Threads(1, 1), InMemorySubscriptionBus()))
         return check(Deployment(load_settings(settings), registry))
 
     return judge_one

@@ -42,9 +42,20 @@ class Target(Protocol):
     def has_context(self) -> bool:
         """Whether it can send something ahead of its result."""
 
+    @property
+    def asks(self) -> bool:
+        """Whether it may answer with a question, and be called again with the answer."""
+
 
 current_target: ContextVar[Target | None] = ContextVar("current_target", default=None)
 """What the request being served is for."""
+
+
+current_size: ContextVar[int] = ContextVar("current_size", default=0)
+"""Bytes of the message that is being served."""
+
+current_caller: ContextVar[str | None] = ContextVar("current_caller", default=None)
+"""Whose share of what is few the call being served takes; None: it has no share, and takes what is free."""
 
 
 class Parent(NamedTuple):
@@ -80,6 +91,8 @@ class Call:
     """Over HTTP: the address it came from, as the trusted proxies report it."""
     rejected: Rejected | None = None
     """Why the caller's credential is of no use."""
+    size: int = 0
+    """Bytes of its message."""
     span: Span | None = None
     """Its own; None where nobody wants traces."""
 

@@ -5,8 +5,10 @@ validated against their own schema, stripped of characters that can deceive a re
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import deepcopy
+from functools import cached_property
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -21,10 +23,18 @@ from .auth.principal import Principal
 from .errors import InvalidArguments, InvalidResult, ResultTooLarge
 from .text import EqualKeys, clean, is_clean
 from .tooling import Depends
-from .validation import problems_of
+from .validation import MOST_TOLD, first_errors, lines_of, problems_of, told
 
 MAX_CHARACTERS = 10_000
 MAX_ITEMS = 1_000
+
+_SMALL = 16_384  # bytes of arguments in which every problem is found
+_MANY_NAMES = 5_000  # at most, where every unknown name is found
+_LONG_NAME = re.compile(rb'"(?:[^"\\]|\\.){200,}+":')  # pydantic copies it into each error below it
+_OBJECTS = ("dict", "model", "typed-dict", "dataclass")
+_WRONG = "wrong"  # the type of an error that stands for others
+_ONE_ERROR = {"custom_error_type": _WRONG, "custom_error_message": _WRONG}
+_WHOLE_FLOAT = re.compile(rb"\d\.0[],}]|\de")  # as `to_json` writes them
 
 Schema = dict[str, Any]
 
@@ -65,7 +75,8 @@ class Signature:
         self.names = tuple(names)
         strict = ConfigDict(strict=True, extra="forbid")
         model: type[BaseModel] = create_model("Arguments", __config__=strict, **fields)
-        core = _bound(deepcopy(model.__pydantic_core_schema__))
+        self._known = frozenset(names)
+        self._core = core = _bound(deepcopy(model.__pydantic_core_schema__))
         self._validator = SchemaValidator(core, _use_prebuilt=False)  # prebuilt ones would not know the bounds
         self.schema = _close(_PlainJsonSchema(by_alias=True).generate(core))
         self._fields = {name for part in _objects(self.schema) for name in part["properties"]}
@@ -74,31 +85,70 @@ class Signature:
         """Validate JSON arguments.
 
         Raises:
-            InvalidArguments: every problem, by field.
+            InvalidArguments: the problems, by field.
         """
+        given, unknown = self._split(arguments)
         try:
-            try:
-                return self._named(self._validator.validate_json(to_json(arguments), strict=True, extra="forbid"))
-            except ValidationError as error:
-                # JSON has one kind of number: 3.0 fits "integer", and only pydantic tells them apart.
-                if not any(each["type"] == "int_type" for each in error.errors()):
-                    raise
-                again = to_json(_whole(arguments))
-                return self._named(self._validator.validate_json(again, strict=True, extra="forbid"))
-        except ValidationError as error:
-            raise InvalidArguments(problems_of(error, known=self.names, fields=self._fields)) from None
+            data = to_json(given)
         except (PydanticSerializationError, RecursionError):
             raise InvalidArguments(["arguments: must be valid Unicode, and nested less deeply"]) from None
-
-    def parse_strings(self, arguments: Any) -> dict[str, Any]:
-        """Validate arguments that the protocol carries as strings: a prompt's, or the variables of a URI."""
+        validator = self._validator_for(data)
         try:
-            return self._named(self._validator.validate_strings(arguments, strict=True, extra="forbid"))
+            found = validator.validate_json(data, strict=True, extra="forbid")
         except ValidationError as error:
-            raise InvalidArguments(problems_of(error, known=self.names, fields=self._fields)) from None
+            errors = first_errors(error)
+            # JSON has one kind of number: 3.0 fits "integer", and only pydantic tells them apart.
+            if _WHOLE_FLOAT.search(data) is None or not any(each["type"] in ("int_type", _WRONG) for each in errors):
+                raise self._invalid(unknown, errors, error.error_count()) from None
+            try:
+                found = validator.validate_json(to_json(_whole(given)), strict=True, extra="forbid")
+            except ValidationError as again:
+                raise self._invalid(unknown, first_errors(again), again.error_count()) from None
+        return self._named(found, unknown)
 
-    def _named(self, model: BaseModel) -> dict[str, Any]:
+    def parse_strings(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Validate arguments that the protocol carries as strings: a prompt's, or the variables of a URI."""
+        given, unknown = self._split(arguments)
+        try:
+            found = self._validator.validate_strings(given, strict=True, extra="forbid")
+        except ValidationError as error:
+            raise self._invalid(unknown, first_errors(error), error.error_count()) from None
+        return self._named(found, unknown)
+
+    def _split(self, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        """What is for the parameters, and the names that are of none: pydantic would make an error of each."""
+        if arguments.keys() <= self._known:
+            return dict(arguments), []
+        given = {name: arguments[name] for name in self.names if name in arguments}
+        return given, [name for name in arguments if name not in self._known]
+
+    def _validator_for(self, data: bytes) -> SchemaValidator:
+        """What makes few errors of data that can hold very many: a million of them takes seconds, and a gigabyte."""
+        if len(data) <= _SMALL:
+            return self._validator
+        return self._curt if data.count(b'":') > _MANY_NAMES or _LONG_NAME.search(data) is not None else self._brief
+
+    @cached_property
+    def _brief(self) -> SchemaValidator:
+        """Of a list it names the first item that is wrong, and of a union no member."""
+        return SchemaValidator(_fail_fast(deepcopy(self._core)), _use_prebuilt=False)
+
+    @cached_property
+    def _curt(self) -> SchemaValidator:
+        """Of an object in an argument it says no more than that it is wrong."""
+        core: Any = deepcopy(self._core)
+        return SchemaValidator(_fail_fast(core, but=core.get("schema", core), kinds=_OBJECTS), _use_prebuilt=False)
+
+    def _named(self, model: BaseModel, unknown: list[str]) -> dict[str, Any]:
+        if unknown:
+            raise self._invalid(unknown)
         return dict(zip(self.names, model.__dict__.values(), strict=True))
+
+    def _invalid(self, unknown: list[str], errors: Sequence[Any] = (), count: int = 0) -> InvalidArguments:
+        """`errors`: the first of `count` that pydantic has found in the arguments that are not `unknown`."""
+        extra = [{"type": "extra_forbidden", "loc": (name,)} for name in unknown[:MOST_TOLD]]
+        lines = lines_of([*errors, *extra], known=self.names, fields=self._fields)
+        return InvalidArguments(told(lines, count - len(errors) + len(unknown) - len(extra)))
 
 
 class Results:
@@ -171,6 +221,28 @@ class Results:
             raise InvalidResult(problems_of(error))
 
 
+def _fail_fast(core: Any, *, but: Any = None, kinds: Collection[str] = ()) -> Any:
+    """Let a core schema stop at the first wrong item of a list, and make one error of all in a union.
+
+    `kinds`: of what else, other than `but`, it makes one error.
+    """
+    parts = core.items() if isinstance(core, dict) else enumerate(core) if isinstance(core, list | tuple) else ()
+    for key, each in parts:
+        if key not in _NO_SCHEMAS:
+            _fail_fast(each, but=but, kinds=kinds)
+    kind = core.get("type") if isinstance(core, dict) else None
+    if kind in ("list", "set", "frozenset", "tuple"):
+        core["fail_fast"] = True
+    elif kind == "union":
+        core |= _ONE_ERROR
+    elif kind in kinds and core is not but:
+        inside = dict(core)
+        reference = {"ref": inside.pop("ref")} if "ref" in inside else {}
+        core.clear()
+        core |= {"type": "custom-error", "schema": inside, **_ONE_ERROR, **reference}
+    return core
+
+
 def _bound(core: Any) -> Any:
     """Put the default bound on every string and collection of a core schema that has none; no number is infinite."""
     if isinstance(core, list | tuple):
@@ -185,11 +257,12 @@ def _bound(core: Any) -> Any:
         if core.get("type") == "float":
             core["allow_inf_nan"] = False
         for key, inside in core.items():
-            if key not in ("default", "metadata", "serialization", "expected", "config"):
+            if key not in _NO_SCHEMAS:
                 _bound(inside)
     return core
 
 
+_NO_SCHEMAS = ("default", "metadata", "serialization", "expected", "config")
 _LIMITS = {
     **dict.fromkeys(("str", "bytes", "url", "multi-host-url"), MAX_CHARACTERS),
     **dict.fromkeys(("list", "set", "frozenset", "tuple", "deque", "dict", "ordered-dict"), MAX_ITEMS),

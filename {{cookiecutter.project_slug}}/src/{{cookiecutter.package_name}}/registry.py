@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import CodeType
-from typing import Any
+from typing import Any, get_args
 
 import mcp_types as types
 from mcp.server import ServerRequestContext
@@ -74,6 +74,7 @@ class Served:
         self.signature = Signature(declaration.function)
         self.has_context = self.signature.context is not None
         self._around = around
+        self.asks = _may_ask(self.signature.returns)
         self._is_async = inspect.iscoroutinefunction(declaration.function)
         if inspect.isgeneratorfunction(declaration.function) or inspect.isasyncgenfunction(declaration.function):
             raise TypeError("is a generator; return the whole value")
@@ -94,6 +95,7 @@ class Served:
             arguments[name] = ctx.lifespan_context[dependency]
         if self.signature.principal is not None:
             arguments[self.signature.principal] = current_principal.get()
+        _let_go(ctx, params)
         if self.signature.context is not None:
             arguments[self.signature.context] = Context(
                 request_context=ctx, input_params=params, subscriptions=self._around.bus
@@ -125,9 +127,31 @@ class Served:
             raise
         except BaseException as error:  # Rust's panics are such, and would end the server
             raise Crashed from error
-        if isinstance(value, types.InputRequiredResult) and ctx.protocol_version not in MODERN_PROTOCOL_VERSIONS:
-            raise Failed(_NEEDS_MODERN)
+        if isinstance(value, types.InputRequiredResult):
+            if ctx.protocol_version not in MODERN_PROTOCOL_VERSIONS:
+                raise Failed(_NEEDS_MODERN)
+            if not self.asks:  # its state would be bound to nothing
+                raise InvalidResult(["result: asks, and the function's annotation names no InputRequiredResult"])
         return value
+
+
+def _let_go(ctx: ServerRequestContext[Opened], params: Any) -> None:
+    """Keep nothing of the message but its envelope, and the answers to what was asked, once its arguments are validated.
+
+    Emptied in place: the transport, the SDK's runner and, with sessions, its dispatcher hold the same objects to the end.
+    """
+    for each in (ctx.params or {}).values():
+        if isinstance(each, dict | list):
+            each.clear()
+    if getattr(params, "arguments", None) is not None:
+        params.arguments = None
+
+
+def _may_ask(returns: Any) -> bool:
+    """Whether a return annotation lets a question through."""
+    if returns in (inspect.Signature.empty, Any, object, types.InputRequiredResult):
+        return True
+    return any(_may_ask(each) for each in get_args(returns))
 
 
 _NEEDS_MODERN = "This needs to ask you something, and this connection cannot. Connect with revision 2026-07-28."

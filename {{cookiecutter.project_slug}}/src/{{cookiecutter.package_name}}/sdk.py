@@ -19,6 +19,7 @@ import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
+from dataclasses import replace
 from functools import cached_property
 from hashlib import sha256
 from itertools import count
@@ -29,8 +30,13 @@ from mcp.server import Server, ServerRequestContext
 from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
 from mcp.server.auth.provider import AccessToken
 from mcp.server.connection import Connection, NotifyOnlyOutbound
-from mcp.server.context import CallNext
-from mcp.server.request_state import AESGCMRequestStateCodec, RequestStateBoundary, RequestStateSecurity
+from mcp.server.context import CallNext, HandlerResult
+from mcp.server.request_state import (
+    AESGCMRequestStateCodec,
+    RequestStateBoundary,
+    RequestStateSecurity,
+    compact_json,
+)
 from mcp.server.runner import ServerRunner, aclose_shielded
 from mcp.server.session import ServerSession
 from mcp.shared.dispatcher import DispatchContext, Outbound
@@ -53,7 +59,7 @@ from sse_starlette.sse import AppStatus
 
 from .auth.credentials import Rejected
 from .auth.principal import ANONYMOUS, SCOPE_KEY, Principal, current_principal
-from .calls import Call, Guard, Parent, Target, Transport, chain, current_target
+from .calls import Call, Guard, Parent, Target, Transport, chain, current_size, current_target
 from .contracts import cleaned
 from .errors import CallError, Internal, InvalidRequest, Outcome
 from .guards.request_log import log_request
@@ -150,6 +156,7 @@ def install(
             parent=parent_of(ctx.meta) or _parent_of_headers(ctx.request),
             client=_client(ctx.request),
             rejected=rejected,
+            size=current_size.get(),
         )
         if target is not None and target.has_context:
             session = ctx.session
@@ -184,7 +191,7 @@ def install(
 
     server.add_request_handler("server/discover", RequestParams, discover)
     security = RequestStateSecurity(codec=_Codec(sealing_keys or [os.urandom(32)]), bind_principal=_bound)
-    server.middleware[:] = [ring, RequestStateBoundary(security, default_audience=server.name), spend]
+    server.middleware[:] = [ring, _Boundary(security, default_audience=server.name), spend]
 
 
 class _Codec(AESGCMRequestStateCodec):
@@ -194,6 +201,39 @@ class _Codec(AESGCMRequestStateCodec):
         payload = super().unseal(token)
         _opened.set(sha256(token.encode()).hexdigest())
         return payload
+
+
+class _Boundary(RequestStateBoundary):
+    """Binds state to a digest of the arguments, as they are not kept until it is sealed."""
+
+    async def __call__(self, ctx: ServerRequestContext[Any, Any], call_next: CallNext) -> HandlerResult:
+        params, target = ctx.params, current_target.get()
+        if params is None or target is None or not target.asks:
+            return await super().__call__(ctx, call_next)
+        text = compact_json(params.get("arguments"), sort_keys=True)
+        shown = {**params, "arguments": {"sha256": sha256(text.encode()).hexdigest()}}
+        del text
+
+        async def restored(judged: ServerRequestContext[Any, Any]) -> HandlerResult:
+            unsealed = {key: value for key, value in (judged.params or {}).items() if key == "requestState"}
+            return await call_next(replace(judged, params={**params, **unsealed}))
+
+        return await super().__call__(replace(ctx, params=shown), restored)
+
+
+def let_go_of_all(ctx: ServerRequestContext[Any, Any], params: RequestParams) -> None:
+    """Keep nothing that a request has said, but for what its handler takes from `params`: the envelope neither.
+
+    Emptied in place, as `let_go` of `registry.py` does.
+    """
+    connection = ctx.session._connection
+    connection.client_params = connection.client_capabilities = params.meta = ctx.meta = None
+    inside: list[Any] = list((ctx.params or {}).values())
+    while inside:
+        each = inside.pop()
+        if isinstance(each, dict | list):
+            inside.extend(each.values() if isinstance(each, dict) else each)
+            each.clear()
 
 
 _MessageT = TypeVar("_MessageT", bound=BaseModel)

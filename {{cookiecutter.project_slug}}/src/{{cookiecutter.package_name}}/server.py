@@ -34,7 +34,7 @@ from .guards.request_log import RequestLog
 from .limits.once import Once
 from .limits.store import Store, make_store
 from .registry import MOST_SUBSCRIPTIONS, Opened, Registry, Surroundings
-from .sdk import LeanServer, install
+from .sdk import LeanServer, install, let_go_of_all
 from .settings import Settings
 from .threads import Threads
 from .tooling import Depends, discover
@@ -77,7 +77,7 @@ def build_server(settings: Settings) -> Application:
         StartError: a tool, resource or prompt cannot be served, or a setting is of no use.
     """
     found = (*discover(tools, "tool"), *discover(resources, "resource"), *discover(prompts, "prompt"))
-    threads, (bus, listeners, bus_wanted) = Threads(settings.max_concurrent_calls), _events(settings)
+    threads, (bus, listeners, bus_wanted) = _threads(settings), _events(settings)
     registry = Registry(found, Surroundings(threads, bus))
     dear = [tool.name for tool in registry.tools.values() if tool.cost > settings.rate_limit_burst]
     if dear and settings.rate_limit_per_minute:
@@ -91,14 +91,18 @@ def build_server(settings: Settings) -> Application:
         RequestLog(),
         drain,
         Authorize(is_open=settings.auth_mode == "none" or settings.auth_allow_anonymous),
-        RateLimit(store, settings.rate_limit_on_store_error),
-        Capacity(settings.max_concurrent_calls),
+        RateLimit(store, settings.rate_limit_on_store_error, settings.rate_limit_burst),
+        Capacity(settings.max_concurrent_calls, settings.caller_share, is_open=settings.auth_mode == "none"),
         Deadline(settings.tool_timeout_seconds),
     ]
     server = _answer(registry, dependencies, listeners, settings.max_result_bytes)
     once = Once(store, settings.rate_limit_on_store_error)
     install(server, guards, registry.aim, credentials.local, settings.sealing_keys, once)
     return Application(settings, registry, server, drain, threads, dependencies, store, credentials.authenticator)
+
+
+def _threads(settings: Settings) -> Threads:
+    return Threads(settings.max_concurrent_calls, settings.caller_share)
 
 
 def _events(settings: Settings) -> tuple[SubscriptionBus, ListenHandler, list[Depends]]:
@@ -176,6 +180,7 @@ def _answer(
         if len(params.notifications.resource_subscriptions or ()) > MOST_SUBSCRIPTIONS:
             raise InvalidRequest(f"Listen to at most {MOST_SUBSCRIPTIONS} resources at once.", types.INVALID_PARAMS)
         # Nobody asks for a credential again while a stream is open: it ends, and its client listens anew.
+        let_go_of_all(ctx, params)
         is_lasting = current_principal.get().kind in ("local", "anonymous")
         try:
             with anyio.move_on_after(math.inf if is_lasting else _LISTEN_SECONDS):

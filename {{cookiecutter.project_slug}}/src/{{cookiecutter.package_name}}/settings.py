@@ -88,6 +88,12 @@ class Settings(BaseSettings):
     )
     tool_timeout_seconds: float = Field(30, gt=0, le=86400, description="default per call; a tool can set its own")
     max_concurrent_calls: int = Field(64, ge=1, description="calls in flight; one more is refused as `overloaded`")
+    caller_share: float = Field(
+        0.25,
+        gt=0,
+        le=1,
+        description="the part of the calls in flight, listen streams and sessions that one caller may take",
+    )
     upstream_base_url: str | None = Field(
         None,
         description="the address of the service that tools call, http or https, as in https://rates.example.com/v1",

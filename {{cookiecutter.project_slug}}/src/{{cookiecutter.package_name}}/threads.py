@@ -12,15 +12,17 @@ import anyio
 import anyio.to_thread
 import structlog
 
+from .calls import current_caller
 from .errors import Overloaded
+from .limits.shares import Shares
 
 
 class Threads:
-    """At most `size` at once, those included that were left behind when their call was cancelled or timed out."""
+    """At most `size` at once, and `share` of them for one caller, those included that were left behind when their call
+    was cancelled or timed out."""
 
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._busy = 0
+    def __init__(self, size: int, share: float) -> None:
+        self._shares = Shares(size, share)
         self.abandoned: dict[object, str] = {}
         """What the threads left behind are still running, by name."""
         self._unlimited = anyio.CapacityLimiter(math.inf)  # anyio's own limit would not count those
@@ -31,9 +33,11 @@ class Threads:
         Raises:
             Overloaded: every thread is busy.
         """
-        if self._busy >= self._size:
-            raise Overloaded("The server is busy. Retry after 1 s.", retry_after=1)
-        self._busy += 1
+        caller = current_caller.get()
+        place = self._shares.take(caller)
+        if place != "ok":
+            whose = "what your earlier calls have left running" if place == "share" else "all its threads"
+            raise Overloaded(f"The server is busy with {whose}. Retry after 1 s.", retry_after=1)
         loop, thread, began = asyncio.get_running_loop(), object(), monotonic()
         ended, taken = False, threading.Lock()
 
@@ -49,7 +53,7 @@ class Threads:
         def end() -> None:
             nonlocal ended
             ended = True
-            self._busy -= 1
+            self._shares.release(caller)
             if self.abandoned.pop(thread, None):
                 self._log("abandoned_thread_ended", name, seconds=round(monotonic() - began, 3))
 
@@ -57,7 +61,7 @@ class Threads:
             return await anyio.to_thread.run_sync(run, abandon_on_cancel=True, limiter=self._unlimited)
         finally:
             if taken.acquire(blocking=False):
-                self._busy -= 1
+                self._shares.release(caller)
             elif not ended:
                 self.abandoned[thread] = name
                 self._log("thread_abandoned", name)

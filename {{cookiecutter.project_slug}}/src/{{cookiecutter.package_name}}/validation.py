@@ -4,10 +4,11 @@ pydantic's own texts may quote the input (a date's, a URL's, a custom validator'
 """
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import from_json
 
 _TEXTS = {
     "json_invalid": "must be JSON",
@@ -66,33 +67,53 @@ _TEXTS = {
     "url_parsing": "must be a URL",
     "url_scheme": "must be a URL that starts with {expected_schemes}",
     "url_too_long": "must be a URL of at most {max_length} characters",
+    "wrong": "does not fit its schema; of so much no more is told",
     "union_tag_invalid": "must have a tag of {expected_tags}",
     "union_tag_not_found": "must have the tag {discriminator}",
 }  # fmt: skip
+MOST_TOLD = 20
+"""Problems; of more it is told how many there are."""
+_LONGEST_TOLD = 3500  # characters of them all
+_FEW = 200  # errors that pydantic makes into Python's objects at little cost
+_ENOUGH = 100_000  # characters of JSON with the first of many errors, or of one with a long name in it
+
 SETTING = "setting"
 """The type of an error of `settings.py`, whose text is that of the line: it never holds the value."""
 _PLAIN_NAME = re.compile(r"(io\.modelcontextprotocol/)?[A-Za-z_][A-Za-z0-9_-]{0,39}")
-MOST_PROBLEMS = 20  # that are told at once
 
 
-def problems_of(
-    error: ValidationError,
+def problems_of(error: ValidationError, **options: Any) -> list[str]:
+    """One line for each thing that is wrong, or for the first of very many. Options as of `lines_of`."""
+    return lines_of(first_errors(error), **options)
+
+
+def first_errors(error: ValidationError) -> list[Any]:
+    """pydantic's errors, or the first of very many: to make objects of them costs more than it did to find them."""
+    if error.error_count() <= _FEW:
+        return list(error.errors(include_url=False, include_input=False))
+    text = error.json(include_url=False, include_input=False)
+    found: list[Any] = from_json(text[:_ENOUGH], allow_partial=True)[:-1] or from_json(text)
+    return [{**each, "loc": tuple(each["loc"])} for each in found[:_FEW]]
+
+
+def lines_of(
+    errors: Iterable[Any],
     *,
     known: tuple[str, ...] = (),
     fields: Collection[str] | None = None,
     name: Callable[[str], str] = lambda field: field,
 ) -> list[str]:
-    """One line for each thing that is wrong.
+    """One line for each of `first_errors`.
 
     Args:
-        error: what pydantic found.
+        errors: what pydantic found.
         known: the top-level names there are, told when an unknown one was given.
         fields: the names there are at any depth. Others in a place are pydantic's labels for the members of a union,
             or the caller's own keys, and are left out.
         name: how a top-level field is called where the reader meets it.
     """
-    lines = []
-    for found in error.errors(include_url=False, include_input=False):
+    lines, hint = [], f" (there is {', '.join(known)})" if known else " (there are no arguments)"
+    for found in errors:
         place, kind = found["loc"], found["type"]
         text = _TEXTS.get(kind, "is not valid; see its schema").format_map(_Rule(found.get("ctx", {})))
         if kind == SETTING:
@@ -100,11 +121,20 @@ def problems_of(
         if kind in ("extra_forbidden", "unexpected_keyword_argument"):
             text = "is unknown; remove it"
             if len(place) == 1:
-                text += f" (there is {', '.join(known)})" if known else " (there are no arguments)"
+                text, hint = text + hint, ""
         elif fields is not None:
             place = tuple(part for part in place if isinstance(part, int) or part in fields)
         lines.append(f"{_path(place, name)}: {text}")
     return list(dict.fromkeys(lines))
+
+
+def told(lines: list[str], beyond: int = 0) -> list[str]:
+    """The first `lines` of what is wrong, and how many more there are, `beyond` them too."""
+    shown = lines[:MOST_TOLD]
+    while len(shown) > 1 and sum(map(len, shown)) > _LONGEST_TOLD:
+        shown.pop()
+    more = len(lines) - len(shown) + beyond
+    return [*shown, f"… and {more} more problem{'s' if more > 1 else ''}"] if more > 0 else shown
 
 
 def request_problems(error: ValidationError, request: dict[str, Any]) -> list[str]:
@@ -115,7 +145,7 @@ def request_problems(error: ValidationError, request: dict[str, Any]) -> list[st
         request: what was held against it. What pydantic names in a place and the request does not have is the label
             of a member of a union.
     """
-    found = error.errors(include_url=False, include_input=False)
+    found = first_errors(error)
     if any(each["loc"][:1] != ("params",) for each in found):
         return []
     places = [(each, *_place_of(each["loc"], request, each["type"])) for each in found]
@@ -127,13 +157,11 @@ def request_problems(error: ValidationError, request: dict[str, Any]) -> list[st
         if member in other and member[:-1] in meant:
             continue
         text = _TEXTS.get(each["type"], "is not valid; see the specification").format_map(_Rule(each.get("ctx", {})))
-        told = texts.setdefault(_path(place, str), [])
-        text = text.removeprefix("must be ") if told and told[0].startswith("must be ") else text
-        if text not in told and f"must be {text}" not in told:
-            told.append(text)
-    lines = [f"{place}: {' or '.join(told)}" for place, told in texts.items()]
-    more = [f"and {len(lines) - MOST_PROBLEMS} more"] if len(lines) > MOST_PROBLEMS else []
-    return lines[:MOST_PROBLEMS] + more
+        said = texts.setdefault(_path(place, str), [])
+        text = text.removeprefix("must be ") if said and said[0].startswith("must be ") else text
+        if text not in said and f"must be {text}" not in said:
+            said.append(text)
+    return told([f"{place}: {' or '.join(said)}" for place, said in texts.items()], error.error_count() - len(found))
 
 
 def _place_of(loc: tuple[int | str, ...], value: Any, kind: str) -> tuple[tuple[int | str, ...], tuple[int | str, ...]]:

@@ -1,25 +1,61 @@
-"""How many calls may run at once."""
+"""How many calls may run at once, and how many of one caller."""
 
+from ipaddress import ip_address
 from typing import Any
 
-from ..calls import Call, Proceed
+from ..calls import Call, Proceed, current_caller
 from ..errors import Overloaded
+from ..limits.shares import Shares
+from .rate_limit import address_key
 
 
 class Capacity:
-    """Refuses at once what would exceed `limit` calls in flight: waiting would only move the queue."""
+    """Refuses at once what would exceed `limit` calls in flight, or the part of them that one caller may take: waiting
+    would only move the queue."""
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._running = 0
+    def __init__(self, limit: int, share: float, *, is_open: bool) -> None:
+        """
+        Args:
+            limit: calls in flight.
+            share: of them, for one caller.
+            is_open: whether nobody over HTTP has to say who they are. Whatever calls from this machine is then the same
+                user's, and has no share.
+        """
+        self._shares = Shares(limit, share)
+        self._is_open = is_open
 
     async def __call__(self, call: Call, proceed: Proceed) -> Any:
         if call.target is None:
             return await proceed(call)
-        if self._running >= self._limit:
+        caller = caller_of(call, is_open=self._is_open)
+        taken = self._shares.take(caller)
+        if taken == "share":
+            text = f"As many calls of yours are in flight as one caller may have ({self._shares.most_of_one})."
+            raise Overloaded(f"{text} Wait for one to end, or retry after 1 s.", retry_after=1)
+        if taken == "full":
             raise Overloaded("The server is busy. Retry after 1 s.", retry_after=1)
-        self._running += 1
+        token = current_caller.set(caller)
         try:
             return await proceed(call)
         finally:
-            self._running -= 1
+            current_caller.reset(token)
+            self._shares.release(caller)
+
+
+def caller_of(call: Call, *, is_open: bool) -> str | None:
+    """Whose share a call takes: the principal's, or without a credential the address's.
+
+    None, with no share: over stdio the pipe has one caller; `is_open`: as for `Capacity`.
+    """
+    if call.transport == "stdio":
+        return None
+    if call.principal.kind != "anonymous":
+        return call.principal.name
+    return None if is_open and _is_of_this_machine(call.client) else address_key(call.client)
+
+
+def _is_of_this_machine(address: str | None) -> bool:
+    try:
+        return ip_address(address or "").is_loopback
+    except ValueError:
+        return False

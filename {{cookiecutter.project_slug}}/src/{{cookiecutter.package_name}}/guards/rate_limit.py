@@ -9,22 +9,25 @@ from ..errors import RateLimited, Unavailable
 from ..limits.store import Store, StoreDown
 from ..text import in_words, remembered
 
-_LIMITED = {"tools/call", "prompts/get", "resources/read", "completion/complete"}
+_CHEAP_BYTES = 65_536  # of a message; each more of it, or a part, costs 1 more
 
 
 class RateLimit:
-    """Charges each call to its client, by its cost, and refuses what exceeds the client's limit."""
+    """Charges each request to its client, by its cost, and refuses what exceeds the client's limit.
 
-    def __init__(self, store: Store, on_store_error: Literal["allow", "deny"]) -> None:
+    A call costs what its tool does, any other request 1, and a large message more.
+    """
+
+    def __init__(self, store: Store, on_store_error: Literal["allow", "deny"], burst: int) -> None:
+        """`burst`: what can be had at once; nothing costs more than that, or it could never be had."""
         self._store = store
+        self._burst = burst
         self._denies = on_store_error == "deny"
         self._process = f"local:{os.urandom(6).hex()}"
 
     async def __call__(self, call: Call, proceed: Proceed) -> Any:
-        if call.method not in _LIMITED:
-            return await proceed(call)
         try:
-            wait = await self._store.take(self._key(call), call.target.cost if call.target is not None else 1)
+            wait = await self._store.take(self._key(call), self._cost(call))
         except StoreDown:
             if self._denies:
                 raise Unavailable("The rate limit cannot be checked now. Retry after 1 s.", retry_after=1) from None
@@ -32,6 +35,10 @@ class RateLimit:
         if wait > 0:
             raise RateLimited(f"Your rate limit is reached. Retry after {in_words(wait)}.", retry_after=wait)
         return await proceed(call)
+
+    def _cost(self, call: Call) -> int:
+        cost = call.target.cost if call.target is not None and call.method != "completion/complete" else 1
+        return min(cost + max(0, call.size - 1) // _CHEAP_BYTES, self._burst)
 
     def _key(self, call: Call) -> str:
         """The principal; without one the address, over stdio this process."""

@@ -4,12 +4,14 @@ from typing import Literal
 
 
 class Shares:
-    """`total` places, of which one caller takes at most the part `share`, and always one. Callers without a place are
-    forgotten."""
+    """`total` places, of which one caller takes at most the part `share`, and always one.
+
+    Callers without a place are forgotten. `most_of_one`: the places that one caller may take.
+    """
 
     def __init__(self, total: int, share: float) -> None:
         self._total = total
-        self._most = max(1, int(total * share))
+        self.most_of_one = max(1, int(total * share))
         self._taken = 0
         self._held: dict[str, int] = {}
 
@@ -19,7 +21,7 @@ class Shares:
         `share`: the caller has had its part, whether or not others are free. `full`: no place is free.
         """
         held = self._held.get(key, 0) if key is not None else 0
-        if held >= self._most and key is not None:
+        if held >= self.most_of_one and key is not None:
             return "share"
         if self._taken >= self._total:
             return "full"

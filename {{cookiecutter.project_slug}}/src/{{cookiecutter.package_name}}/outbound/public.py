@@ -21,7 +21,9 @@ import httpx2
 import structlog
 
 from .. import NAME
+from ..calls import current_caller
 from ..errors import CallError, Failed, UpstreamRejected, UpstreamUnavailable
+from ..limits.shares import Shares
 from ..settings import Settings
 from ..spans import begin_fetch, end_attempt
 from ..threads import Threads
@@ -89,9 +91,10 @@ class Resolver:
     In threads of its own: asyncio's are few, and whoever runs a name server that does not answer could hold them all.
     """
 
-    def __init__(self, ask: Callable[..., list[Any]] = socket.getaddrinfo) -> None:
+    def __init__(self, ask: Callable[..., list[Any]] = socket.getaddrinfo, share: float = 1) -> None:
+        """`share`: of the threads, for one caller."""
         self._ask = ask
-        self._threads = Threads(_MOST_AT_ONCE)
+        self._threads = Threads(_MOST_AT_ONCE, share)
 
     async def __call__(self, name: str) -> list[Address]:
         """
@@ -119,6 +122,7 @@ class PublicWeb:
         ports: Container[int] = PORTS,
         verify: ssl.SSLContext | bool = True,
         seconds: float = 10,
+        share: float = 1,
     ) -> None:
         """
         Args:
@@ -127,13 +131,14 @@ class PublicWeb:
             ports: that may be connected to.
             verify: what certificates are checked with.
             seconds: for each answer, redirects included.
+            share: of what runs at once, for one caller.
         """
-        self._resolve = resolve or Resolver()
+        self._resolve = resolve or Resolver(share=share)
         self._is_allowed = is_allowed
         self._ports = ports
         self._verify = verify
         self._seconds = seconds
-        self._running = 0
+        self._shares = Shares(_MOST_AT_ONCE, share)
 
     @cached_property
     def _client(self) -> httpx2.AsyncClient:
@@ -164,9 +169,9 @@ class PublicWeb:
         return await self._fetch("HEAD", url)
 
     async def _fetch(self, method: str, text: str) -> Response:
-        if self._running >= _MOST_AT_ONCE:
+        caller = current_caller.get()
+        if self._shares.take(caller) != "ok":
             raise UpstreamUnavailable("Too many addresses are being fetched. Retry after 1 s.", retry_after=1)
-        self._running += 1
         log = structlog.get_logger()
         try:
             return await self._follow(method, text)
@@ -177,7 +182,7 @@ class PublicWeb:
             log.warning("upstream_failed", upstream="web", reason=error.reason)
             raise _told(error) from None
         finally:
-            self._running -= 1
+            self._shares.release(caller)
 
     async def _follow(self, method: str, text: str) -> Response:
         left = max(0.0, anyio.current_effective_deadline() - anyio.current_time())
@@ -283,7 +288,7 @@ def _told(failure: NoAnswer) -> CallError:
 @asynccontextmanager
 async def open_public_web(settings: Settings) -> AsyncIterator[PublicWeb]:
     """One for all tools."""
-    yield PublicWeb()
+    yield PublicWeb(share=settings.caller_share)
 
 
 ThePublicWeb = Annotated[PublicWeb, Depends(open_public_web, label="public_web")]

@@ -23,6 +23,7 @@ from mcp_types import (
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic_core import to_json
 
+from ..calls import current_size
 from ..sdk import answer, complete_error, conversation, end_conversation, one_request
 from ..server import Application
 from .messages import Json, RequestContext, Unreadable, parse
@@ -61,7 +62,10 @@ class Conversation:
             message = parse(line)
         except Unreadable as error:
             self.refuse(error.code, error.text, error.rpc_id)
+            if (found := self._asked.get(error.rpc_id or "")) is not None and not found.done():
+                found.set_exception(MCPError(error.code, error.text))  # it was to be the answer
             return
+        current_size.set(len(line))
         if "method" not in message:
             self._settle(message)
         elif "id" not in message:

@@ -16,6 +16,7 @@ from pydantic_core import to_json
 
 from .. import NAME
 from ..auth.principal import ANONYMOUS, SCOPE_KEY, Principal
+from ..calls import current_size
 from ..errors import Outcome
 from ..guards.rate_limit import address_key
 from ..sdk import answer, http_status, log_crash, one_request
@@ -122,12 +123,15 @@ class Edge:
             return  # the client has gone
         body = body.removeprefix(codecs.BOM_UTF8)  # RFC 8259, section 8.1
         message = _parse(body)
+        current_size.set(len(body))
         self._admission.authorize(scope, headers, message)
         rpc_id, is_request = message.get("id"), "id" in message and "method" in message
         try:
             version = revision_of(message, headers)
         except MCPError as error:
             raise _refused(error, rpc_id) from None
+        if version not in HANDSHAKE_PROTOCOL_VERSIONS or self._sessions is None:
+            body = b""  # nobody is to hold it while the request is served
         if version not in HANDSHAKE_PROTOCOL_VERSIONS:
             if is_request:
                 await self._exchange(message, version, accepted, headers, scope, receive, send)
@@ -139,6 +143,7 @@ class Edge:
             if is_request and not accepted.events:
                 raise Refused(406, "Accept: must admit text/event-stream, as sessions answer with it.", rpc_id=rpc_id)
             is_handshake = message.get("method") == "initialize"
+            message.clear()  # the SDK's application reads the body again
             await self._sessions.post(scope, body, rpc_id, receive, send, is_handshake=is_handshake)
         elif not is_request:
             await self._accepted(send)

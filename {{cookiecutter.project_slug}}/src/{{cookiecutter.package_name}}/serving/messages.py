@@ -1,9 +1,11 @@
 """JSON-RPC messages as they come in, on either transport."""
 
+import gc
 import json
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import anyio
@@ -12,8 +14,11 @@ from mcp_types import CLIENT_INFO_META_KEY, INVALID_REQUEST, PARSE_ERROR
 from pydantic_core import from_json
 
 from ..sdk import NOT_JSON
+from .bounds import excess, is_long
 
 Json = dict[str, Any]
+
+_MUCH = 16_384  # bytes
 
 
 class Unreadable(Exception):
@@ -33,7 +38,8 @@ def parse(data: bytes) -> Json:
         Unreadable: it is none of them. Batches are none: no revision since 2025-06-18 has them.
     """
     try:
-        message = from_json(data, allow_inf_nan=False)
+        with _uncollected(len(data)):
+            message = from_json(data, allow_inf_nan=False)
     except ValueError as error:
         raise Unreadable(PARSE_ERROR, _why_not_json(data, error)) from None
     if isinstance(message, list):
@@ -42,11 +48,27 @@ def parse(data: bytes) -> Json:
         raise Unreadable(INVALID_REQUEST, "A JSON-RPC message is an object. Send one at a time.")
     rpc_id = message.get("id")
     has_id = isinstance(rpc_id, str | int) and not isinstance(rpc_id, bool)
-    problems = [*_problems(message, has_id)] or [*_doubled(data, message)]
-    if problems:
+    shown_id = rpc_id if has_id and not is_long(rpc_id) else None
+    problems = [*_problems(message, has_id)]
+    if not problems and (problem := excess(message, len(data))) is not None:
+        raise Unreadable(INVALID_REQUEST, problem, shown_id)
+    if problems := problems or [*_doubled(data, message)]:
         text = f"This is not a JSON-RPC message. {'; '.join(problems)}."
-        raise Unreadable(INVALID_REQUEST, text, rpc_id if has_id else None)
+        raise Unreadable(INVALID_REQUEST, text, shown_id)
     return message
+
+
+@contextmanager
+def _uncollected(size: int) -> Iterator[None]:
+    """While much is read, the collector of garbage would look at each part of it again and again."""
+    if size <= _MUCH or not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def _why_not_json(data: bytes, error: ValueError) -> str:
@@ -100,7 +122,8 @@ def _doubled(data: bytes, message: Json) -> Iterator[str]:
         and b"\\u00" not in data  # a way to write letters
     ):
         return
-    members = json.loads(data, object_pairs_hook=tuple)
+    with _uncollected(len(data)):
+        members = json.loads(data, object_pairs_hook=tuple)
     for place, names, found in (
         ("", ("id", "method", "params"), members),
         ("params.", ("name", "uri", "arguments", "_meta"), dict(members).get("params") or ()),
