@@ -385,7 +385,8 @@ async def test_password_database_and_socket() -> None:
 
 def limited(start_peer: StartPeer, way: Way, **settings: str) -> Peer:
     """A peer that may call `probe_dear` three times, and the next time in seventeen hours."""
-    return start_peer(way, **{"rate_limit_burst": "3000", "rate_limit_per_minute": "1", **settings})
+    burst = "3001" if way == STDIO[1] else "3000"  # its handshake costs 1
+    return start_peer(way, **{"rate_limit_burst": burst, "rate_limit_per_minute": "1", **settings})
 
 
 def code_of(answer: Json) -> str | None:
@@ -414,12 +415,21 @@ def test_burst_then_a_refusal_that_says_when_to_come_back(start_peer: StartPeer,
     assert peer.error("probe_dear")["code"] == "rate_limited"
 
 
-def test_what_is_limited_and_what_is_not(start_peer: StartPeer, way: Way) -> None:
-    """Whatever runs code of the user's is; a refusal that is no tool result is a JSON-RPC error with the same members."""
+def test_every_request_is_charged(start_peer: StartPeer, way: Way) -> None:
+    """Lists and the handshake too; a refusal that is no tool result is a JSON-RPC error with the same members."""
     peer = limited(start_peer, way)
     use_up(peer)
     size = {"ref": {"type": "ref/prompt", "name": "probe_choice"}, "argument": {"name": "size", "value": "s"}}
+    hello: Json = {"protocolVersion": way.version, "capabilities": {}, "clientInfo": {"name": "raw", "version": "0"}}
+    eras = (
+        [("server/discover", {}), ("subscriptions/listen", {"notifications": {"toolsListChanged": True}})]
+        if way.version == MODERN
+        else [("ping", {}), ("initialize", hello)]
+    )
+    lists = ["tools/list", "resources/list", "resources/templates/list", "prompts/list"]
     for method, params in (
+        *((method, {}) for method in lists),
+        *eras,
         ("resources/read", {"uri": "probe://text"}),
         ("resources/read", {"uri": "probe://nowhere"}),
         ("prompts/get", {"name": "probe_prompt", "arguments": {"count": "1"}}),
@@ -431,9 +441,14 @@ def test_what_is_limited_and_what_is_not(start_peer: StartPeer, way: Way) -> Non
         assert "result" in answer or answer["error"]["code"] == 429
         assert (error["code"], error["retryable"]) == ("rate_limited", True)
         assert 30_000 < error["retry_after_ms"] <= 60_000, "the wait is for what this call costs"
-    lists = ["tools/list", "resources/list", "resources/templates/list", "prompts/list"]
-    for method in [*lists, "server/discover" if way.version == MODERN else "ping"]:
-        assert "result" in peer.request(method), method
+
+
+def test_large_message_costs_more(start_peer: StartPeer, way: Way) -> None:
+    """Each started 64 kB after the first is 1 more, and nothing costs more than the burst."""
+    peer = limited(start_peer, way, rate_limit_burst="5" if way == STDIO[1] else "4")
+    large = {"name": "probe_reached", "arguments": {"x": "y" * 200_000}}
+    assert code_of(peer.request("tools/call", large)) == "invalid_arguments"
+    assert code_of(peer.call("probe_reached")) == "rate_limited"
 
 
 @pytest.mark.parametrize("way", BOTH, ids=str)
@@ -470,6 +485,35 @@ def test_each_key_has_its_own_limit(start_peer: StartPeer, way: Way, tmp_path: P
     peer = limited(start_peer, way, auth_mode="api_key", api_keys_file=str(file))
     for presented in keys:
         assert [call_as(peer, Authorization=presented) for _ in range(4)] == [None] * 3 + ["rate_limited"]
+
+
+# What one caller may take of the calls in flight
+
+
+@pytest.mark.parametrize("way", HTTP, ids=str)
+def test_one_caller_takes_no_more_than_its_share(start_peer: StartPeer, way: Way, tmp_path: Path) -> None:
+    """Calls that it has hung up on count, and threads that its calls have left; other callers find their places."""
+    file = tmp_path / "keys.json"
+    one, other = ({"Authorization": f"Bearer {new_key(file, name, (), None)}"} for name in ("one", "other"))
+    settings = {"auth_mode": "api_key", "api_keys_file": str(file), "max_concurrent_calls": "4"}
+    peer = start_peer(way, **settings)
+
+    def ends(headers: dict[str, str], tool: str, **arguments: object) -> Json:
+        message = peer.message("tools/call", {"name": tool, "arguments": arguments})
+        found: Json = answer_of(peer.post(message, headers))["result"]
+        return found
+
+    assert ends(one, "probe_blocks")["_meta"][ERROR]["code"] == "timeout"
+    refused = ends(one, "probe_waits_in_a_thread", seconds=0)["_meta"][ERROR]
+    assert (refused["code"], refused["retryable"], "your earlier calls" in refused["message"]) == ("overloaded", True, True)
+    assert ends(other, "probe_waits_in_a_thread", seconds=0)["isError"] is False
+    with ThreadPoolExecutor(1) as pool:
+        message = peer.message("tools/call", {"name": "probe_waits", "arguments": {"seconds": 2}})
+        pool.submit(peer.post, message, one)
+        until(lambda: ends(one, "probe_reached")["isError"])
+        share = ends(one, "probe_reached")["_meta"][ERROR]
+        assert (share["code"], share["retry_after_ms"], "calls of yours" in share["message"]) == ("overloaded", 1000, True)
+        assert ends(other, "probe_reached")["isError"] is False
 
 
 # What a client sees while the limits are in Redis

@@ -49,6 +49,26 @@ def test_every_problem_at_once(peer: Peer) -> None:
     assert [line.split(":")[0] for line in error["message"].splitlines()] == ["count", "ratio", "unknown"]
 
 
+def test_problems_told_are_bounded(peer: Peer) -> None:
+    """The first twenty, and how many more: the message, and what it costs to make, do not grow with the arguments."""
+    unknown = {f"k{number}": 1 for number in range(50_000)}
+    lines = peer.error("probe_arguments", count=1.5, **unknown)["message"].splitlines()
+    assert (len(lines), lines[0], lines[-1]) == (21, "count: must be an integer", "… and 49981 more problems")
+    lines = peer.error("probe_arguments", **dict.fromkeys(unknown, 1) | {"count": 1, "words": [1] * 9_000})["message"]
+    assert "words" in lines
+
+
+def test_envelope_is_bounded(peer: Peer) -> None:
+    """What a message says beside its arguments is refused when it is large, before anything looks at it or keeps it."""
+    for meta in ({"x": "y" * 16_384}, {"x": [0] * 1_001}, {"x" * 2_000: 0}, {"progressToken": "x" * 1_025}):
+        error = peer.request("tools/list", {"_meta": meta})["error"]
+        assert (error["data"]["code"], error["message"].split(":")[0].split(".")[:2]) == (
+            "invalid_request",
+            ["params", "_meta"],
+        )
+    assert "result" in peer.request("tools/list", {"_meta": {"x": "y" * 10_000}})
+
+
 @pytest.mark.parametrize("value", [[], "x", 1])
 def test_arguments_that_are_no_object(peer: Peer, value: object) -> None:
     """Then the request itself is malformed."""

@@ -137,7 +137,8 @@ class Signature:
     def _curt(self) -> SchemaValidator:
         """Of an object in an argument it says no more than that it is wrong."""
         core: Any = deepcopy(self._core)
-        return SchemaValidator(_fail_fast(core, but=core.get("schema", core), kinds=_OBJECTS), _use_prebuilt=False)
+        whole = core["schema"] if core["type"] == "definitions" else core
+        return SchemaValidator(_fail_fast(core, but=whole, kinds=_OBJECTS), _use_prebuilt=False)
 
     def _named(self, model: BaseModel, unknown: list[str]) -> dict[str, Any]:
         if unknown:
