@@ -22,6 +22,7 @@ from {{ cookiecutter.package_name }}.settings import load_settings
 from .conftest import Start
 from .harness import HTTP, SERVE_HTTP, STDIO, Json, Peer, Way, run_command, until
 from .test_auth import bearer, id_of
+from .test_listen import events
 
 SCOPES = ["probe:use", "probe:more"]
 KEY = re.compile(r"mcp_[0-9a-f]{12}_[A-Za-z0-9_-]{43}")
@@ -305,6 +306,26 @@ def test_broken_edit(start: Start, file: Path) -> None:
     assert not [secret for secret in ("canary", str(file.parent), key) if secret in told]
     file.write_text(good, encoding="utf-8")
     until(lambda: logged("api_keys_read"))
+    peer.http.close()
+
+
+def test_listener_whose_key_is_withdrawn(start: Start, file: Path) -> None:
+    """Its stream ends with its result although nothing is told, and it listens anew in vain."""
+    key = new_key(file, "ada", SCOPES, None)
+    peer = Peer(HTTP[0], start(*SERVE_HTTP, settings={"MCP_AUTH_MODE": "api_key", "MCP_API_KEYS_FILE": str(file)}))
+    message = peer.message("subscriptions/listen", {"notifications": {"resourceSubscriptions": ["probe://secret"]}})
+    secret = peer.message("resources/read", {"uri": "probe://secret"})
+    good = file.read_text(encoding="utf-8")
+    for kept, status in ((good.replace('"probe:use"', '"probe:else"'), 403), ('{"keys": []}', 401)):
+        file.write_text(good, encoding="utf-8")
+        until(lambda: peer.post(secret, bearer(key)).status_code == 200)
+        with peer.http.stream("POST", peer.url, json=message, headers=peer.headers(message) | bearer(key)) as response:
+            stream = events(response)
+            next(stream)
+            file.write_text(kept, encoding="utf-8")
+            (last,) = stream
+        assert (last["id"], last["result"]["resultType"]) == (message["id"], "complete")
+        assert peer.post(message, bearer(key)).status_code == status
     peer.http.close()
 
 

@@ -13,6 +13,7 @@ ORDER = (
     *("serving", "server", "sdk"),
     *("dependencies", "bus", "registry", "contracts", "tools", "resources", "prompts", "shop", "outbound", "guards"),
     *(
+        "listening",
         "spans",
         "calls",
         "limits",

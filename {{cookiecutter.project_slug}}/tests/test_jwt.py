@@ -26,6 +26,7 @@ from .authorization_server import AuthorizationServer, SigningKey, base64url
 from .conftest import StartPeer
 from .harness import HTTP, SERVE_HTTP, Json, Peer, Server, Way, until
 from .test_auth import what_reading_takes
+from .test_listen import events
 
 AUDIENCE = "https://tools.example.com/mcp"
 SCOPES = "probe:use probe:more"  # what the guarded tool needs
@@ -408,6 +409,32 @@ def test_token_of_a_megabyte(guarded: Guarded, way: Way) -> None:
     """It is refused in JSON before it is all read."""
     answer = call(guarded[1][way], "x" * 1_000_000)
     assert (answer.status_code, answer.json()["error"]["data"]["code"]) == (431, "invalid_request")
+
+
+def test_listener_whose_token_ends(start_peer: StartPeer, issuer: AuthorizationServer) -> None:
+    """Its stream ends with its result: at the token's `exp`, and when its key has left the issuer's document."""
+    peer = start_peer(HTTP[0], **trusting(issuer))
+    message = peer.message("subscriptions/listen", {"notifications": {"resourceSubscriptions": ["probe://secret"]}})
+
+    def listen(end: Callable[[], object], **claims: Any) -> str:
+        token = issuer.token(AUDIENCE, scope=SCOPES, **claims)
+        headers = peer.headers(message) | {"Authorization": f"Bearer {token}"}
+        with peer.http.stream("POST", peer.url, json=message, headers=headers) as response:
+            stream = events(response)
+            next(stream)
+            end()
+            (last,) = stream
+        assert (last["id"], last["result"]["resultType"]) == (message["id"], "complete")
+        return token
+
+    listen(lambda: None, exp=int(time.time()) + 2)
+
+    def replace_the_key() -> None:
+        issuer.rotate(keep=False)
+        assert call(peer, issuer.token(AUDIENCE, scope=SCOPES)).status_code == 200  # a key that is not known is fetched
+
+    token = listen(replace_the_key)
+    assert peer.post(message, {"Authorization": f"Bearer {token}"}).status_code == 401
 
 
 def test_issuer_that_is_down(start_peer: StartPeer, way: Way, issuer: AuthorizationServer) -> None:

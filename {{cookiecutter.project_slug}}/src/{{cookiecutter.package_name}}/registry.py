@@ -39,7 +39,7 @@ from .tooling import Declaration, Depends
 from .validation import problems_of
 
 MOST_SUBSCRIPTIONS = 100
-_LONGEST_URI = 2048  # characters
+LONGEST_URI = 2048  # characters
 
 Opened = Mapping[Depends, Any]
 
@@ -394,7 +394,7 @@ class Registry:
     def _resource(self, uri: str) -> ServedResource | None:
         if (fixed := self._fixed.get(uri)) is not None:
             return fixed
-        if len(uri) > _LONGEST_URI:  # matching takes its time, for callers too who have not been let in
+        if len(uri) > LONGEST_URI:  # matching takes its time, for callers too who have not been let in
             return None
         return next((each for each in self.resources.values() if each.template.match(uri) is not None), None)
 

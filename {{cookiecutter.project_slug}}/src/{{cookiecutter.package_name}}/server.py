@@ -1,46 +1,40 @@
 """The composition root: which guards stand before a call, in which order, and what answers each method."""
 
-import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, NamedTuple, TypeVar
 
-import anyio
 import mcp_types as types
 import structlog
 from mcp.server import Server, ServerRequestContext
-from mcp.server.subscriptions import (
-    SUBSCRIPTION_ID_META_KEY,
-    InMemorySubscriptionBus,
-    ListenHandler,
-    SubscriptionBus,
-)
-from mcp.shared.exceptions import MCPError
+from mcp.server.subscriptions import InMemorySubscriptionBus, SubscriptionBus
 
 from . import NAME, prompts, resources, tools
 from .auth.credentials import Authenticator
 from .auth.principal import ANONYMOUS, Principal, current_principal
+from .auth.watch import Watch
 from .calls import Guard
 from .dependencies import Dependencies
-from .errors import InvalidRequest, NotFound, Overloaded, StartError
+from .errors import InvalidRequest, NotFound, StartError
 from .guards.authorize import Authorize
 from .guards.capacity import Capacity
 from .guards.deadline import Deadline
 from .guards.drain import Drain
 from .guards.rate_limit import RateLimit
 from .guards.request_log import RequestLog
+from .guards.share import caller_of
 from .limits.once import Once
 from .limits.store import Store, make_store
-from .registry import MOST_SUBSCRIPTIONS, Opened, Registry, Surroundings
+from .listening import Listeners
+from .registry import LONGEST_URI, MOST_SUBSCRIPTIONS, Opened, Registry, Surroundings
 from .sdk import LeanServer, install, let_go_of_all
 from .settings import Settings
 from .threads import Threads
 from .tooling import Depends, discover
 
 _ListT = TypeVar("_ListT")
-_LISTEN_SECONDS = 600  # that a withdrawn credential may go on hearing of changes
 _MOST_COMPLETIONS = 100  # specification, server/utilities/completion
 
 
@@ -57,6 +51,8 @@ class Application:
     limits: Store
     authenticator: Authenticator | None
     """Who holds a credential that came over HTTP; None: none is asked for."""
+    watch: Watch
+    """What lasts is to be held in it."""
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
@@ -77,12 +73,13 @@ def build_server(settings: Settings) -> Application:
         StartError: a tool, resource or prompt cannot be served, or a setting is of no use.
     """
     found = (*discover(tools, "tool"), *discover(resources, "resource"), *discover(prompts, "prompt"))
-    threads, (bus, listeners, bus_wanted) = _threads(settings), _events(settings)
+    credentials = _credentials(settings)
+    watch = Watch(credentials.known_by)
+    threads, (bus, listeners, bus_wanted) = _threads(settings), _events(settings, watch)
     registry = Registry(found, Surroundings(threads, bus))
     dear = [tool.name for tool in registry.tools.values() if tool.cost > settings.rate_limit_burst]
     if dear and settings.rate_limit_per_minute:
         raise StartError([f"MCP_RATE_LIMIT_BURST: must be at least the cost of {', '.join(sorted(dear))}"])
-    credentials = _credentials(settings)
     store, store_wanted = make_store(settings)
     wanted = [each for one in registry.served for each in one.signature.dependencies.values()]
     dependencies = Dependencies([*credentials.wanted, *store_wanted, *bus_wanted, *wanted])
@@ -95,35 +92,37 @@ def build_server(settings: Settings) -> Application:
         Capacity(settings.max_concurrent_calls, settings.caller_share, is_open=settings.auth_mode == "none"),
         Deadline(settings.tool_timeout_seconds),
     ]
-    server = _answer(registry, dependencies, listeners, settings.max_result_bytes)
+    server = _answer(registry, dependencies, listeners, settings)
     once = Once(store, settings.rate_limit_on_store_error)
     install(server, guards, registry.aim, credentials.local, settings.sealing_keys, once)
-    return Application(settings, registry, server, drain, threads, dependencies, store, credentials.authenticator)
+    authenticator = credentials.authenticator
+    return Application(settings, registry, server, drain, threads, dependencies, store, authenticator, watch)
 
 
 def _threads(settings: Settings) -> Threads:
     return Threads(settings.max_concurrent_calls, settings.caller_share)
 
 
-def _events(settings: Settings) -> tuple[SubscriptionBus, ListenHandler, list[Depends]]:
+def _events(settings: Settings, watch: Watch) -> tuple[SubscriptionBus, Listeners, list[Depends]]:
     """Who is told of changes, and who listens: in all replicas, where they share a Redis."""
     url = settings.rate_limit_store.get_secret_value()
     if url.startswith("memory:") or settings.transport == "stdio":
         alone = InMemorySubscriptionBus()
-        return alone, ListenHandler(alone), []
+        return alone, Listeners(alone, watch, settings.caller_share), []
     from .bus import RedisBus
 
     bus = RedisBus(url)
-    listeners = ListenHandler(bus)
+    listeners = Listeners(bus, watch, settings.caller_share)
     bus.on_gap = listeners.close
     return bus, listeners, [Depends(bus.open, check=RedisBus.check, optional=True, label="event_bus")]
 
 
 class _Credentials(NamedTuple):
-    """Who checks what comes over HTTP, who calls over stdio, and what that depends on."""
+    """Who checks what comes over HTTP, who calls over stdio, who knows what became of either, and what that depends on."""
 
     authenticator: Authenticator | None
     local: Callable[[], Principal]
+    known_by: Authenticator | None
     wanted: list[Depends]
 
 
@@ -146,14 +145,14 @@ def _credentials(settings: Settings) -> _Credentials:
         from .auth.jwt import JwtAuthenticator
 
         tokens = JwtAuthenticator(settings)
-        return _Credentials(tokens, local, [Depends(tokens.open, check=JwtAuthenticator.check, label="jwt_keys")])
-    return _Credentials(keys if settings.auth_mode == "api_key" else None, local, [])
+        wanted = [Depends(tokens.open, check=JwtAuthenticator.check, label="jwt_keys")]
+        return _Credentials(tokens, local, tokens, wanted)
+    return _Credentials(keys if settings.auth_mode == "api_key" else None, local, keys, [])
 
 
-def _answer(
-    registry: Registry, dependencies: Dependencies, listeners: ListenHandler, largest_result: int
-) -> Server[Opened]:
+def _answer(registry: Registry, dependencies: Dependencies, listeners: Listeners, settings: Settings) -> Server[Opened]:
     """The SDK's low-level server: its public handlers, and no validation but ours."""
+    largest_result = settings.max_result_bytes
 
     async def call_tool(ctx: ServerRequestContext[Opened], params: types.CallToolRequestParams) -> Any:
         return await registry.tool(params.name).call(ctx, params, largest_result)
@@ -177,17 +176,16 @@ def _answer(
     async def listen(
         ctx: ServerRequestContext[Opened], params: types.SubscriptionsListenRequestParams
     ) -> types.SubscriptionsListenResult:
-        if len(params.notifications.resource_subscriptions or ()) > MOST_SUBSCRIPTIONS:
+        uris = params.notifications.resource_subscriptions or ()
+        if len(uris) > MOST_SUBSCRIPTIONS:
             raise InvalidRequest(f"Listen to at most {MOST_SUBSCRIPTIONS} resources at once.", types.INVALID_PARAMS)
-        # Nobody asks for a credential again while a stream is open: it ends, and its client listens anew.
+        if max(map(len, uris), default=0) > LONGEST_URI:  # nobody looks up which scopes it takes
+            text = f"notifications.resourceSubscriptions: a URI is at most {LONGEST_URI} characters long."
+            raise InvalidRequest(text, types.INVALID_PARAMS)
+        _, needs = registry.aim(ctx.method, ctx.params)
+        caller = caller_of(ctx.request.scope, settings) if ctx.request is not None else None  # a pipe has one
         let_go_of_all(ctx, params)
-        is_lasting = current_principal.get().kind in ("local", "anonymous")
-        try:
-            with anyio.move_on_after(math.inf if is_lasting else _LISTEN_SECONDS):
-                return await listeners(ctx, params)
-        except MCPError:  # its only one
-            raise Overloaded("Too many listen streams are open. Retry after 60 s.", retry_after=60) from None
-        return types.SubscriptionsListenResult(_meta={SUBSCRIPTION_ID_META_KEY: ctx.request_id})
+        return await listeners.serve(ctx, params, needs, caller)
 
     @asynccontextmanager
     async def lifespan(server: Server[Opened]) -> AsyncIterator[Opened]:

@@ -75,19 +75,27 @@ class ApiKeys:
 
     def check(self, credential: str) -> Principal:
         """Who holds this key; raises Rejected."""
-        if time.monotonic() >= self._look_at:
-            self._look()
+        self._look()
         match = _KEY.fullmatch(credential)
         key, principal = (match and self._keys.get(match[1])) or (None, None)
         # A key that does not exist takes as long as one that is wrong.
         is_right = compare_digest(_hash(credential), key.sha256 if key is not None else _NOBODY)
         if not is_right or key is None or principal is None:
             raise Rejected(f"This API key is not valid. {_REMEDY}", "unknown key" if key is None else "wrong key")
-        if key.expires is not None and key.expires <= datetime.now(UTC):
-            raise Rejected(f"This API key has expired. {_REMEDY}", "expired key")
-        return principal
+        return _unexpired(key, principal)
+
+    def recheck(self, principal: Principal) -> Principal:
+        """As `Authenticator.recheck`. A new secret under the id is another key."""
+        self._look()
+        key, found = self._keys.get(principal.subject or "") or (None, None)
+        if key is None or found is None or key.sha256 != principal.grant:
+            raise Rejected(f"This API key is not valid. {_REMEDY}", "unknown key")
+        return _unexpired(key, found)
 
     def _look(self) -> None:
+        """Read the file anew if it has changed, and was not looked at in the last second."""
+        if time.monotonic() < self._look_at:
+            return
         self._look_at = time.monotonic() + _FRESH_SECONDS
         if (seen := _version(self._path)) == self._seen:
             return
@@ -183,7 +191,17 @@ def _read(path: Path) -> list[Key]:
 
 
 def _by_id(keys: Iterable[Key]) -> dict[str, tuple[Key, Principal]]:
-    return {key.id: (key, Principal("api_key", frozenset(key.scopes), client=key.name, subject=key.id)) for key in keys}
+    return {key.id: (key, _principal(key)) for key in keys}
+
+
+def _principal(key: Key) -> Principal:
+    return Principal("api_key", frozenset(key.scopes), client=key.name, subject=key.id, grant=key.sha256)
+
+
+def _unexpired(key: Key, principal: Principal) -> Principal:
+    if key.expires is not None and key.expires <= datetime.now(UTC):
+        raise Rejected(f"This API key has expired. {_REMEDY}", "expired key")
+    return principal
 
 
 def _version(path: Path) -> tuple[int, int, int] | None:

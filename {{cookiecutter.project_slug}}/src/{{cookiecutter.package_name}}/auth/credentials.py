@@ -31,3 +31,10 @@ class Authenticator(Protocol):
             Rejected: it is not valid.
             Unavailable: whether it is valid cannot be found out now.
         """
+
+    def recheck(self, principal: Principal) -> Principal:
+        """Who holds the credential now that `principal` came with: its scopes may be others. Waits for nothing.
+
+        Raises:
+            Rejected: it has expired, or was withdrawn.
+        """

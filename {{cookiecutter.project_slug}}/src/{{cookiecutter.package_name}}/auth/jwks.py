@@ -103,6 +103,12 @@ class Jwks:
             text = "Access tokens cannot be checked now: the issuer's keys are not there. Retry after 2 s."
             raise Unavailable(text, retry_after=_RETRY_SECONDS)
 
+    def has(self, key: Key) -> bool:
+        """Whether the issuer still publishes this key, as far as is known. Begins to look if that is long ago."""
+        if self._clock() >= self._due:
+            self._begin()
+        return key in self._keys
+
     async def find(self, kid: str | None) -> list[Key]:
         """The keys of this id, or all if the token names none.
 

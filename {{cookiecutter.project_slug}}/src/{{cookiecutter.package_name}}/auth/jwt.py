@@ -3,7 +3,7 @@
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import jwt
 from jwt.algorithms import OKPAlgorithm
@@ -34,6 +34,13 @@ try:
     jwt.get_algorithm_by_name("Ed25519")
 except NotImplementedError:  # PyJWT 2.15 knows it as EdDSA only (RFC 9864, section 2.2)
     jwt.register_algorithm("Ed25519", OKPAlgorithm())
+
+
+class _Grant(NamedTuple):
+    """What is kept of a token: when it expires (`exp`, seconds since 1970), and the key that it is signed with."""
+
+    expires: float
+    key: Key
 
 
 class JwtAuthenticator:
@@ -75,7 +82,7 @@ class JwtAuthenticator:
         failure: Exception = jwt.InvalidSignatureError()
         for key in fitting[:_MOST_TRIED]:
             try:
-                return _principal(self._claims(credential, key))
+                return _principal(self._claims(credential, key), key)
             except jwt.InvalidSignatureError as error:
                 failure = error
             except _UNREADABLE as error:
@@ -94,6 +101,15 @@ class JwtAuthenticator:
             leeway=_LEEWAY,
             options={"require": ["exp", "iss", "aud"]},
         )
+
+    def recheck(self, principal: Principal) -> Principal:
+        """As `Authenticator.recheck`. There is no leeway: what lasts ends at the token's `exp`."""
+        grant = principal.grant
+        if not isinstance(grant, _Grant) or grant.expires <= time.time():
+            raise _rejected("expired")
+        if not self._keys.has(grant.key):
+            raise _rejected("unknown key")
+        return principal
 
 
 def _read_header(token: str) -> tuple[str | None, str]:
@@ -117,7 +133,7 @@ def _read_header(token: str) -> tuple[str | None, str]:
     return header.get("kid"), algorithm
 
 
-def _principal(claims: dict[str, Any]) -> Principal:
+def _principal(claims: dict[str, Any], key: Key) -> Principal:
     """Whom verified claims stand for (RFC 9068, section 2.2)."""
     # PyJWT reads "123" and true as times
     if any(type(claims[name]) not in (int, float) for name in ("exp", "nbf", "iat") if name in claims):
@@ -125,7 +141,7 @@ def _principal(claims: dict[str, Any]) -> Principal:
     subject, client = _text(claims.get("sub")), _text(claims.get("client_id", claims.get("azp")))
     if subject is None and client is None:
         raise _rejected("missing claim")
-    return Principal("jwt", _scopes(claims), claims["iss"], client, subject)
+    return Principal("jwt", _scopes(claims), claims["iss"], client, subject, _Grant(claims["exp"], key))
 
 
 def _scopes(claims: dict[str, Any]) -> frozenset[str]:

@@ -19,6 +19,8 @@ class Principal:
     issuer: str | None = None
     client: str | None = None
     subject: str | None = None
+    grant: object = field(default=None, compare=False, repr=False)
+    """What its authenticator knows the credential by when it is asked again; never the credential."""
     name: str = field(init=False)
     """How logs and limits call this principal: the same in every process, and without a person's name in it."""
 

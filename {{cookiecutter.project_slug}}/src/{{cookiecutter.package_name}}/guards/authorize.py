@@ -28,8 +28,8 @@ class Authorize:
         raise Forbidden(lacking(principal, needs))
 
 
-# Where nobody is told what there is before the credential is good.
-_NAMES_A_TARGET = ("tools/call", "prompts/get", "resources/read")
+# Where nobody is told what there is, or what becomes of it, before the credential is good.
+_NAMES_A_TARGET = ("tools/call", "prompts/get", "resources/read", "subscriptions/listen")
 
 
 def lacking(principal: Principal, needs: frozenset[str]) -> str:

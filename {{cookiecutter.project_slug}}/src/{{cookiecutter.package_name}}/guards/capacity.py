@@ -1,12 +1,11 @@
 """How many calls may run at once, and how many of one caller."""
 
-from ipaddress import ip_address
 from typing import Any
 
 from ..calls import Call, Proceed, current_caller
 from ..errors import Overloaded
 from ..limits.shares import Shares
-from .rate_limit import address_key
+from .share import key_of
 
 
 class Capacity:
@@ -27,7 +26,8 @@ class Capacity:
     async def __call__(self, call: Call, proceed: Proceed) -> Any:
         if call.target is None:
             return await proceed(call)
-        caller = caller_of(call, is_open=self._is_open)
+        is_alone = call.transport == "stdio"  # a pipe has one caller
+        caller = None if is_alone else key_of(call.principal, call.client, is_open=self._is_open)
         taken = self._shares.take(caller)
         if taken == "share":
             text = f"As many calls of yours are in flight as one caller may have ({self._shares.most_of_one})."
@@ -40,22 +40,3 @@ class Capacity:
         finally:
             current_caller.reset(token)
             self._shares.release(caller)
-
-
-def caller_of(call: Call, *, is_open: bool) -> str | None:
-    """Whose share a call takes: the principal's, or without a credential the address's.
-
-    None, with no share: over stdio the pipe has one caller; `is_open`: as for `Capacity`.
-    """
-    if call.transport == "stdio":
-        return None
-    if call.principal.kind != "anonymous":
-        return call.principal.name
-    return None if is_open and _is_of_this_machine(call.client) else address_key(call.client)
-
-
-def _is_of_this_machine(address: str | None) -> bool:
-    try:
-        return ip_address(address or "").is_loopback
-    except ValueError:
-        return False

@@ -3,16 +3,16 @@
 from typing import Any
 
 import anyio
-from mcp.server.subscriptions import ListenHandler
 
 from ..calls import Call, Proceed, effect_of
 from ..errors import ShuttingDown
+from ..listening import Listeners
 
 
 class Drain:
     """Knows the calls in flight, and cuts them when they have had their time: each is answered all the same."""
 
-    def __init__(self, listeners: ListenHandler) -> None:
+    def __init__(self, listeners: Listeners) -> None:
         self._listeners = listeners
         self._running: set[anyio.CancelScope] = set()
         self._begun = False
