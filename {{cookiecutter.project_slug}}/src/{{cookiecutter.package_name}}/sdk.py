@@ -10,6 +10,9 @@
 * `ServerRunner` and `aclose_shielded` are exported for the SDK's own entries. They serve a request without a task or a channel
   of their own and leave the answer to the caller, who can then drain it, give it a real HTTP status, and is several
   times as fast.
+* `StreamableHTTPSessionManager` tells nobody when a session has ended (`_discard_session` is what each comes to), and
+  its loops keep the last message of each direction, as large as it is, until the next one comes. What replaces it: a hook,
+  and loops that let go.
 * With sessions, legacy answers over HTTP are `sse_starlette`'s (3.7.0), which ends every stream when uvicorn's own signal handler
   runs, calls in flight included. Ours does not call it; its switch is thrown when the calls are answered.
 """
@@ -25,6 +28,7 @@ from hashlib import sha256
 from itertools import count
 from typing import Any, NamedTuple, TypeVar
 
+import anyio
 import structlog
 from mcp.server import Server, ServerRequestContext
 from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
@@ -39,9 +43,12 @@ from mcp.server.request_state import (
 )
 from mcp.server.runner import ServerRunner, aclose_shielded
 from mcp.server.session import ServerSession
+from mcp.server.streamable_http import StreamableHTTPServerTransport
+from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp.shared.dispatcher import DispatchContext, Outbound
 from mcp.shared.exceptions import MCPError
 from mcp.shared.inbound import ERROR_CODE_HTTP_STATUS
+from mcp.shared.message import ServerMessageMetadata, SessionMessage
 from mcp.shared.transport_context import TransportContext
 from mcp_types import (
     INTERNAL_ERROR,
@@ -50,6 +57,7 @@ from mcp_types import (
     PARSE_ERROR,
     SERVER_INFO_META_KEY,
     DiscoverResult,
+    JSONRPCNotification,
     RequestParams,
 )
 from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS, MODERN_PROTOCOL_VERSIONS
@@ -83,10 +91,32 @@ _REMEDIES = {
 }
 """What the SDK says with fewer words than its reader needs."""
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+_LET_GO_SECONDS = 1.0  # for each direction: one whose client does not read is stuck
 _LONGEST_TRACESTATE = 512  # characters that have to be passed on (W3C Trace Context, section 3.3.1.5)
 _BOOT = os.urandom(6).hex()
 _opened: ContextVar[str] = ContextVar("opened")
 _SERIAL = count(1)
+
+
+class SessionManager(StreamableHTTPSessionManager):
+    """The SDK's. `ended`: what is told the id of a session that has ended; it may be told twice."""
+
+    ended: Callable[[str], None]
+
+    async def let_go(self, session_id: str) -> None:
+        """Displace the messages that a session keeps, with one that says nothing and reaches nobody."""
+        if (transport := self._server_instances.get(session_id)) is None:
+            return
+        nothing = JSONRPCNotification(jsonrpc="2.0", method="notifications/nothing")
+        message = SessionMessage(nothing, ServerMessageMetadata(related_request_id="nobody"))
+        for stream in (transport._read_stream_writer, transport._write_stream):
+            with anyio.move_on_after(_LET_GO_SECONDS), suppress(anyio.ClosedResourceError, anyio.BrokenResourceError):
+                if stream is not None:
+                    await stream.send(message)
+
+    async def _discard_session(self, session_id: str, transport: StreamableHTTPServerTransport) -> None:
+        self.ended(session_id)
+        await super()._discard_session(session_id, transport)
 
 
 class LeanServer(Server[Any]):

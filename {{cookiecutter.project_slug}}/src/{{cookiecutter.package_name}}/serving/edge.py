@@ -19,6 +19,8 @@ from ..auth.principal import ANONYMOUS, SCOPE_KEY, Principal
 from ..calls import current_size
 from ..errors import Outcome
 from ..guards.rate_limit import address_key
+from ..guards.share import caller_of
+from ..limits.shares import Shares
 from ..sdk import answer, http_status, log_crash, one_request
 from ..server import Application
 from .admission import Admission
@@ -28,12 +30,13 @@ from .headers import Accepted, Names, accepted_of, check_content, read_headers
 from .lifecycle import first_of
 from .messages import Json, Unreadable, parse
 from .readiness import Readiness
-from .refusals import Refused
+from .refusals import Refused, no_place
 from .sessions import Sessions
 from .versions import as_error, revision_of, route_of
 
 _STARTING = Outcome("unavailable", "The server is starting. Retry after 1 s.", retryable=True, retry_after_ms=1000)
 _ONE_TRANSPORT = "Its transport is Streamable HTTP; the older HTTP+SSE is not served."
+_MOST_STREAMS = 1024  # that carry nothing
 _JSON = [(b"content-type", b"application/json")]
 _PAGE_HEADERS = [
     (b"content-type", b"text/html; charset=utf-8"),
@@ -67,6 +70,7 @@ class Edge:
             for tool in app.registry.tools.values()
             if x_mcp_header_map(tool.signature.schema)
         }
+        self._streams = Shares(_MOST_STREAMS, app.settings.caller_share)
         self._ended = anyio.Event()
         self.pending = self.lost = 0
 
@@ -144,7 +148,9 @@ class Edge:
                 raise Refused(406, "Accept: must admit text/event-stream, as sessions answer with it.", rpc_id=rpc_id)
             is_handshake = message.get("method") == "initialize"
             message.clear()  # the SDK's application reads the body again
-            await self._sessions.post(scope, body, rpc_id, receive, send, is_handshake=is_handshake)
+            await self._sessions.post(
+                scope, body, rpc_id, receive, send, is_request=is_request, is_handshake=is_handshake
+            )
         elif not is_request:
             await self._accepted(send)
         else:
@@ -214,15 +220,25 @@ class Edge:
         if self._sessions is not None:
             await self._sessions.other(scope, receive, send)
             return
-        # Without sessions there is nothing to send on it, but clients open one, and some take a refusal for a fault.
-        stream = Stream(send, self._closing())
-        await stream.write(b": open\n\n")
+        caller = caller_of(scope, self._app.settings)
+        if (found := self._streams.take(caller)) != "ok":
+            raise no_place(found, "streams")
+        try:
+            await self._idle_stream(scope, receive, send)
+        finally:
+            self._streams.release(caller)
 
-        async def disconnected() -> None:
-            while (await receive())["type"] != "http.disconnect":
-                pass
+    async def _idle_stream(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Without sessions there is nothing to send on it, but clients open one, and some take a refusal for a fault."""
+        stream, withdrawn = Stream(send, self._closing()), anyio.Event()
+        with self._app.watch.holding(scope.get(SCOPE_KEY, ANONYMOUS), frozenset(), withdrawn.set):
+            await stream.write(b": open\n\n")
 
-        await first_of(math.inf, stream.ping, disconnected, self._ended.wait)
+            async def disconnected() -> None:
+                while (await receive())["type"] != "http.disconnect":
+                    pass
+
+            await first_of(math.inf, stream.ping, disconnected, self._ended.wait, withdrawn.wait)
         await stream.write(b"", last=True)
 
     async def _page(self, scope: Scope, send: Send) -> None:

@@ -1,15 +1,17 @@
 """What is refused before it reaches the dispatcher, as the JSON body every error has."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from mcp_types import INVALID_REQUEST
 
 from ..calls import Call
-from ..errors import CallError, Outcome
+from ..errors import CallError, Outcome, Overloaded
 from ..guards.request_log import log_request
 from ..logs import Events
 from ..sdk import complete_error
+
+_RETRY_SECONDS = 60
 
 
 class Refused(Exception):
@@ -51,6 +53,17 @@ class Denied(Refused):
         log_request(Events(), call, error.outcome, 0, error.rpc_code)
         shown = {"code": error.rpc_code, "message": error.message, "data": error.outcome.wire(call.request_id)}
         return {"jsonrpc": "2.0", "id": call.rpc_id, "error": shown}
+
+
+def no_place(found: Literal["full", "share"], kind: str) -> Refused:
+    """There is no place for one more stream or session (`kind`), or the caller has its share of them."""
+    text = {
+        "full": f"Too many {kind} are open. Retry after {_RETRY_SECONDS} s.",
+        "share": f"You have as many {kind} open as one caller may. End one, or retry after {_RETRY_SECONDS} s.",
+    }[found]
+    status, headers = 429 if found == "share" else 503, {b"retry-after": b"%d" % _RETRY_SECONDS}
+    outcome = Overloaded(text, retry_after=_RETRY_SECONDS).outcome
+    return Refused(status, text, code=status, headers=headers, outcome=outcome)
 
 
 def refusal(

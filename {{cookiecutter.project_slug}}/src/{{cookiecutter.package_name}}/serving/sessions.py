@@ -6,24 +6,45 @@ from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Any
 
-from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
+import anyio
+from mcp.server.streamable_http import MCP_SESSION_ID_HEADER
 from mcp_types import INTERNAL_ERROR, INVALID_REQUEST
 from pydantic_core import from_json, to_json
 
 from ..auth.principal import ANONYMOUS, SCOPE_KEY, Principal
-from ..sdk import as_user, complete_error, end_idle_streams
+from ..guards.share import caller_of
+from ..limits.shares import Shares
+from ..sdk import SessionManager, as_user, complete_error, end_idle_streams
 from ..server import Application
 from ..text import one_line
 from .exchange import Message, Receive, Scope, Send
-from .refusals import refusal
+from .refusals import Refused, no_place, refusal
+
+_MOST_SESSIONS = 1000
+_IDLE_SECONDS = 600  # without a request or stream, after which a session is over: not every client ends its own
+_LARGE = 1024  # bytes of a message and its answer, beyond which a session is to forget them
+_ID_HEADER = MCP_SESSION_ID_HEADER.encode()
+
+
+RpcId = str | int | None
 
 
 class Sessions:
     """Each lives in this process: replicas need sticky sessions."""
 
     def __init__(self, app: Application) -> None:
-        # The edge has looked at Host, Origin, content type and size before.
-        self._manager = StreamableHTTPSessionManager(app.mcp, max_request_body_size=app.settings.max_request_bytes)
+        self._app = app
+        self._places = Shares(_MOST_SESSIONS, app.settings.caller_share)
+        self._callers: dict[str, str | None] = {}  # whose place each session has
+        self._running: set[tuple[str, str]] = set()  # by session and id: the SDK would mix up the answers
+        # The edge has looked at Host, Origin, content type and size before; the places are counted here.
+        self._manager = SessionManager(
+            app.mcp,
+            max_request_body_size=app.settings.max_request_bytes,
+            session_idle_timeout=_IDLE_SECONDS,
+            max_sessions=None,
+        )
+        self._manager.ended = self._ended
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
@@ -35,26 +56,91 @@ class Sessions:
         self,
         scope: Scope,
         body: bytes,
-        rpc_id: str | int | None,
+        rpc_id: RpcId,
         receive: Receive,
         send: Send,
         *,
+        is_request: bool,
         is_handshake: bool,
     ) -> None:
-        """One message, whose body has been read; `rpc_id`: its id. A handshake needs no header to agree with."""
+        """One message, whose body has been read; `rpc_id`: its id. A handshake needs no header to agree with.
+
+        Raises:
+            Refused: there is no place for the session that it opens, or its id is in use.
+        """
+        scope = _owned(scope, {b"accept", b"mcp-protocol-version"} if is_handshake else {b"accept"})
+        session_id = next((value.decode("latin-1") for name, value in scope["headers"] if name == _ID_HEADER), None)
+        if session_id is None:
+            await self._begin(scope, body, rpc_id, receive, send)
+            return
+        key = (session_id, str(rpc_id))
+        if not is_request:
+            await self._pass_on(scope, body, rpc_id, receive, send, session_id)
+        elif key in self._running:
+            text = "id: is that of a request of this session that is not answered yet. Give each its own."
+            raise Refused(400, text, rpc_id=rpc_id)
+        else:
+            self._running.add(key)
+            try:
+                await self._pass_on(scope, body, rpc_id, receive, send, session_id)
+            finally:
+                self._running.discard(key)
+
+    async def _begin(self, scope: Scope, body: bytes, rpc_id: RpcId, receive: Receive, send: Send) -> None:
+        caller, session_id = caller_of(scope, self._app.settings), None
+        if (found := self._places.take(caller)) != "ok":
+            raise no_place(found, "sessions")
+
+        async def watched(message: Message) -> None:
+            nonlocal session_id
+            if message["type"] == "http.response.start" and message["status"] < 400:
+                session_id = dict(message["headers"])[_ID_HEADER].decode()
+                self._callers[session_id] = caller
+            await send(message)
+
+        try:
+            await self._pass_on(scope, body, rpc_id, receive, watched)
+        finally:
+            if session_id is None:
+                self._places.release(caller)
+        if session_id is not None:
+            await self._manager.let_go(session_id)
+
+    async def _pass_on(
+        self, scope: Scope, body: bytes, rpc_id: RpcId, receive: Receive, send: Send, session_id: str | None = None
+    ) -> None:
         ready: deque[Message] = deque([{"type": "http.request", "body": body, "more_body": False}])
 
         async def replay() -> Message:
             return ready.popleft() if ready else await receive()
 
-        dropped = {b"accept", b"mcp-protocol-version"} if is_handshake else {b"accept"}
-        await self._manager.handle_request(_owned(scope, dropped), replay, _Completed(scope, send, rpc_id).send)
+        completed = _Completed(scope, send, rpc_id)
+        try:
+            await self._manager.handle_request(scope, replay, completed.send)
+        finally:
+            if session_id is not None and len(body) + completed.size > _LARGE:
+                await self._manager.let_go(session_id)
 
     async def other(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The stream for what the server sends on its own (GET), or the end of a session (DELETE)."""
+        principal: Principal = scope.get(SCOPE_KEY, ANONYMOUS)
         completed = _Completed(scope, send)
-        await self._manager.handle_request(_owned(scope, {b"accept"}), receive, completed.send)
+
+        async def asked(message: Message) -> None:
+            if held.ask():
+                await completed.send(message)
+
+        with (
+            anyio.CancelScope() as lasting,
+            self._app.watch.holding(principal, frozenset(), lasting.cancel) as held,
+        ):
+            # No events are kept, so there are none to go on after; asked for them, the SDK would answer nothing at all.
+            await self._manager.handle_request(_owned(scope, {b"accept", b"last-event-id"}), receive, asked)
         await completed.close()
+
+    def _ended(self, session_id: str) -> None:
+        if session_id in self._callers:
+            self._places.release(self._callers.pop(session_id))
 
     def end_streams(self) -> None:
         """End the streams that clients hold open for what the server sends on its own."""
@@ -84,6 +170,7 @@ class _Completed:
         self._start: Message | None = None
         self._body = b""
         self._is_open = self._has_events = False
+        self.size = 0  # bytes of an answer so far
 
     async def send(self, message: Message) -> None:
         """An ASGI send."""
@@ -97,6 +184,7 @@ class _Completed:
             elif self._has_events:  # a whole event, whose lines the SDK ends with CRLF
                 body = one_line(message.get("body", b"")).replace(b"\r\n", b"\n")
                 message = {**message, "body": body}
+            self.size += len(message.get("body", b""))
             await self._send(message)
         elif message["type"] == "http.response.body":
             self._body += message.get("body", b"")
