@@ -14,12 +14,12 @@ from tempfile import TemporaryDirectory
 import pytest
 from structlog.testing import capture_logs
 
-from {{ cookiecutter.package_name }} import NAME
-from {{ cookiecutter.package_name }}.auth.api_keys import new_key
-from {{ cookiecutter.package_name }}.limits.gcra import Gcra
-from {{ cookiecutter.package_name }}.limits.redis import RedisStore
-from {{ cookiecutter.package_name }}.limits.store import StoreDown
-from {{ cookiecutter.package_name }}.settings import Settings
+from my_mcp_server import NAME
+from my_mcp_server.auth.api_keys import new_key
+from my_mcp_server.limits.gcra import Gcra
+from my_mcp_server.limits.redis import RedisStore
+from my_mcp_server.limits.store import StoreDown
+from my_mcp_server.settings import Settings
 
 from .conftest import StartPeer
 from .harness import ERROR, HTTP, MODERN, PATIENCE, STDIO, Json, Peer, Way, answer_of, run_command, until
@@ -505,14 +505,22 @@ def test_one_caller_takes_no_more_than_its_share(start_peer: StartPeer, way: Way
 
     assert ends(one, "probe_blocks")["_meta"][ERROR]["code"] == "timeout"
     refused = ends(one, "probe_waits_in_a_thread", seconds=0)["_meta"][ERROR]
-    assert (refused["code"], refused["retryable"], "your earlier calls" in refused["message"]) == ("overloaded", True, True)
+    assert (refused["code"], refused["retryable"], "your earlier calls" in refused["message"]) == (
+        "overloaded",
+        True,
+        True,
+    )
     assert ends(other, "probe_waits_in_a_thread", seconds=0)["isError"] is False
     with ThreadPoolExecutor(1) as pool:
         message = peer.message("tools/call", {"name": "probe_waits", "arguments": {"seconds": 2}})
         pool.submit(peer.post, message, one)
         until(lambda: ends(one, "probe_reached")["isError"])
         share = ends(one, "probe_reached")["_meta"][ERROR]
-        assert (share["code"], share["retry_after_ms"], "calls of yours" in share["message"]) == ("overloaded", 1000, True)
+        assert (share["code"], share["retry_after_ms"], "calls of yours" in share["message"]) == (
+            "overloaded",
+            1000,
+            True,
+        )
         assert ends(other, "probe_reached")["isError"] is False
 
 

@@ -387,7 +387,7 @@ class Registry:
         if (found := self._resource(uri)) is None:
             raise NotFound(
                 "There is no resource at this URI. resources/list and resources/templates/list show what there is.",
-                {"uri": hide_shapes(clean(uri[: 2 * _LONGEST_URI]), _LONGEST_URI)},
+                {"uri": hide_shapes(clean(uri[: 2 * LONGEST_URI]), LONGEST_URI)},
             )
         return found
 
