@@ -1,6 +1,7 @@
 """A rendered and installed project, and its own command as a process."""
 
 import json
+import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -8,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bootstrap import BIN, environment, server_environment
-from rendering import run
+from bootstrap import BIN, ROOT, environment, server_environment
+from rendering import render, run
 
 SLUG, PACKAGE = "spare-parts", "spare_parts"  # of a project named Spare Parts
 
@@ -62,6 +63,13 @@ def install(path: Path) -> Installed:
     sync = run(path, "uv sync")
     assert sync.returncode == 0, sync.stderr
     return Installed(path, path / ".venv" / BIN / SLUG)
+
+
+def install_edge(folder: Path) -> Installed:
+    """The default project with what is in `tests/edge/fixtures/` dropped in, installed."""
+    path = render(folder, project_name="Spare Parts")
+    shutil.copytree(ROOT / "tests" / "edge" / "fixtures", path / "src" / PACKAGE, dirs_exist_ok=True)
+    return install(path)
 
 
 def modern(rpc_id: int, method: str, **params: Any) -> dict[str, Any]:

@@ -153,8 +153,9 @@ class Response(NamedTuple):
 class Connection:
     """One connection to a server on this machine."""
 
-    def __init__(self, port: int, patience: float = PATIENCE) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port), patience)
+    def __init__(self, port: int, patience: float = PATIENCE, address: str = "127.0.0.1") -> None:
+        """`address`: of this machine, that it comes from."""
+        self.socket = socket.create_connection(("127.0.0.1", port), patience, (address, 0))
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._stream = self.socket.makefile("rb")
 

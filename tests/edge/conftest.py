@@ -1,17 +1,14 @@
 """What the tests of the edge share: an installed project with tools of the tests' own, and servers of it."""
 
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
 
-from bootstrap import ROOT
 from checklist import rows
-from installed import PACKAGE, Installed, install
+from installed import Installed, install_edge
 from raw import SERVE_HTTP, Server, Start
-from rendering import render
 
 
 @pytest.fixture(scope="session")
@@ -20,12 +17,11 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
 
     `SABOTAGE` in the environment names one of the checklist's, which is done to it (`tests/proofs/teeth.py`).
     """
-    path = render(tmp_path_factory.mktemp("edge"), project_name="Spare Parts")
-    shutil.copytree(ROOT / "tests" / "edge" / "fixtures", path / "src" / PACKAGE, dirs_exist_ok=True)
+    project = install_edge(tmp_path_factory.mktemp("edge"))
     for sabotage in (each for row in rows() for each in row.sabotages if each.name == os.environ.get("SABOTAGE")):
-        file = sabotage.path(path)
+        file = sabotage.path(project.path)
         file.write_text(sabotage.applied(file.read_text(encoding="utf-8")), encoding="utf-8")
-    return install(path)
+    return project
 
 
 @pytest.fixture
