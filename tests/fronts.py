@@ -68,6 +68,7 @@ class Relay:
         """Kinds of disagreements, and what had come on the connection."""
         self.judged: Counter[str] = Counter()
         self._server, self._drawn = server, random.Random(seed)
+        self._last: dict[int, bytes] = {}
         self._loop = asyncio.new_event_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_up = threading.Event()
@@ -118,6 +119,7 @@ class Relay:
                 back.close()
             writer.close()
             self._judge(to_server, from_server, end)
+            self._last.pop(id(to_server), None)
             self._tasks.discard(task)
 
     async def _way(
@@ -155,6 +157,7 @@ class Relay:
         is_settled = verdict.end == "whole" and len(found) == len(verdict.asked) and all(each.whole for each in found)
         if is_settled or len(from_server) + len(to_server) > _MOST_KEPT:
             self._judge(to_server, from_server, "reset")
+            self._last[id(to_server)] = bytes(to_server)
             to_server.clear()
             from_server.clear()
 
@@ -164,7 +167,9 @@ class Relay:
         self.judged["requests"] += len(verdict.asked)
         self.judged["answers"] += len(found)
         kinds = disagreements(verdict, found, end) + ([] if is_http else ["an answer that is no HTTP"])
-        self.found += [(kind, bytes(to_server)) for kind in kinds]
+        # An answer too many may come when all is answered: then what came before led to it.
+        led = bytes(to_server) or self._last.get(id(to_server), b"")
+        self.found += [(kind, led) for kind in kinds]
 
 
 def pieces_of(data: bytes, places: list[int]) -> list[bytes]:
