@@ -21,7 +21,8 @@ from raw import SERVE_HTTP, Connection, Server
 
 SENDER, OTHER, INVENTED = "127.0.0.2", "127.0.0.3", "203.0.113.66"
 """Where inputs come from, where the honest client calls from, and an address that only bodies and senders claim."""
-PATIENCE = 10.0  # seconds for an answer that is owed
+PATIENCE = 60.0  # seconds for a start on a busy machine
+ANSWER = 20.0  # seconds for an answer that is owed
 DIRECT = "direct"
 SETTINGS = {
     "MCP_AUTH_MODE": "api_key",
@@ -57,7 +58,7 @@ class Judged(Server):
         self.clients: Counter[str] = Counter()
         self.crashes: Counter[str] = Counter()
         self.is_up = threading.Event()
-        super().__init__(command, settings)
+        super().__init__(command, settings, patience=PATIENCE)
 
     def _log(self, line: bytes | None) -> None:
         if line is None or not self.is_up.is_set():
@@ -201,7 +202,7 @@ class Bench:
     def _read(self, link: socket.socket, got: bytearray, verdict: Verdict) -> str:
         """Read until all that is owed has come and the server has had its time for more; returns how it ended."""
         assert self._other is not None
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + ANSWER
         while time.monotonic() < until:
             found, _ = answers(bytes(got), verdict.asked, is_over=False)
             whole = sum(each.whole for each in found)
@@ -220,7 +221,7 @@ class Bench:
 
     @staticmethod
     def _may_come(link: socket.socket) -> bool:
-        return bool(select.select([link], [], [], PATIENCE)[0])
+        return bool(select.select([link], [], [], ANSWER)[0])
 
     def rest(self) -> list[str]:
         """What else went wrong: others' answers, addresses that were believed, crashes."""

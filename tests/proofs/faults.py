@@ -1,9 +1,10 @@
-"""Ten minutes of faults: `uv run tests/proofs/faults.py [--seconds N] [--seed N]`.
+"""Ten minutes of faults: `uv run tests/proofs/faults.py [--hostile] [--seconds N] [--seed N]`.
 
 Two replicas with everything on (API keys, a limit they share in a real Redis, metrics, calls to another service) behind a
 real load balancer, under load without a pause, while faults drawn from the seed strike one after the other. Prints what
 became of the calls, fault by fault, and what memory and descriptors did in the replica that lives throughout; exits 1 if a
-graceful stop lost a call, a call had no end where it must have one, or the replica grew. Linux, as it reads /proc.
+graceful stop lost a call, a call had no end where it must have one, or the replica grew. `--hostile`: an hour of callers
+who mean harm instead (`hostile.py`). Linux, as it reads /proc.
 """
 
 import argparse
@@ -24,6 +25,9 @@ from itertools import count
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
+
+import hostile
+from hostile import opened, resident
 
 from installed import Installed
 from raw import LEGACY, MODERN, Connection, Json, Server, headers_of, message, post
@@ -275,15 +279,20 @@ ENDS_A_PROCESS = {"stop", "kill"}
 def main() -> int:
     """Run it; returns 1 if a promise is broken."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=600)
+    parser.add_argument("--hostile", action="store_true")
+    parser.add_argument("--seconds", type=float, help="600, or 3600 of hostile load")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     chosen = parser.parse_args()
-    print(f"{chosen.seconds:.0f} s, seed {chosen.seed}, {CLIENTS} clients", flush=True)
+    seconds = chosen.seconds or (3600 if chosen.hostile else 600)
+    print(f"{seconds:.0f} s, seed {chosen.seed}, {CLIENTS} clients", flush=True)
+    if chosen.hostile:
+        with tempfile.TemporaryDirectory(prefix="plinth-") as name:
+            return hostile.prove(Path(name), seconds, chosen.seed)
     with tempfile.TemporaryDirectory(prefix="plinth-") as name, service() as address:
         folder = Path(name)
         installed = install_probes(folder / "project")
         with Guarded(installed, folder, address) as replicas:
-            return run(replicas, chosen.seconds, chosen.seed)
+            return run(replicas, seconds, chosen.seed)
 
 
 def run(replicas: Guarded, seconds: float, seed: int) -> int:
@@ -384,17 +393,6 @@ def service() -> Iterator[str]:
         finally:
             server.shutdown()
             serving.join()
-
-
-def resident(pid: int) -> int:
-    """KiB."""
-    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
-    return int(status.partition("VmRSS:")[2].split()[0])
-
-
-def opened(pid: int) -> int:
-    """How many descriptors it has."""
-    return len(os.listdir(f"/proc/{pid}/fd"))
 
 
 if __name__ == "__main__":
