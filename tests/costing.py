@@ -503,8 +503,14 @@ def line(make: Make, era: str) -> bytes:
     return (made if isinstance(made, bytes) else json.dumps(made).encode()).replace(b"\n", b" ")
 
 
-def rows(installed: Installed, folder: Path, times: int, size: int, *, is_brief: bool) -> Iterator[Row]:
-    """All of them. `size`: of what is large; `is_brief`: each kind by fewer ways."""
+def rows(
+    installed: Installed, folder: Path, times: int, size: int, *, is_brief: bool, only: Sequence[str] = ()
+) -> Iterator[Row]:
+    """All of them. `size`: of what is large; `is_brief`: each kind by fewer ways; `only`: kinds whose names hold one of these."""
+
+    def wanted(name: str) -> bool:
+        return not only or any(each in name for each in only)
+
     keys = write_keys(folder)
     sizes = (300, 10_000, size)
     with served(
@@ -513,9 +519,9 @@ def rows(installed: Installed, folder: Path, times: int, size: int, *, is_brief:
         play = Http(server.port)
         meter = Meter(server, "HTTP", play, times)
         meter.learn([one(plain(each), MODERN) for each in sizes])
-        for name, packets in requests().items():
+        for name, packets in filter(lambda kind: wanted(kind[0]), requests().items()):
             yield meter.count(name, packets)
-        for number, (name, make) in enumerate(messages(size).items()):
+        for number, (name, make) in enumerate(filter(lambda kind: wanted(kind[0]), messages(size).items())):
             for era in (MODERN, LEGACY):
                 yield meter.count(f"{name}, {era}", one(make, era))
             if not is_brief or number % 4 == 0:
@@ -523,7 +529,7 @@ def rows(installed: Installed, folder: Path, times: int, size: int, *, is_brief:
     with served(installed, WIDE | {"MCP_HTTP_SESSIONS": "stateful"}) as server:
         meter = Meter(server, "HTTP, sessions", Http(server.port), times)
         meter.learn([one(plain(each), MODERN, Authorization=None) for each in sizes])
-        for name, packets in sessions(size).items():
+        for name, packets in filter(lambda kind: wanted(kind[0]), sessions(size).items()):
             yield meter.count(name, packets)
     with (
         issuer() as address,
@@ -546,7 +552,7 @@ def rows(installed: Installed, folder: Path, times: int, size: int, *, is_brief:
                 for each in (300, 10_000, 40_000)
             ]
         )
-        for name, packets in tokens().items():
+        for name, packets in filter(lambda kind: wanted(kind[0]), tokens().items()):
             yield meter.count(name, packets)
     for era in (MODERN,) if is_brief else (MODERN, LEGACY):
         with served(installed, WIDE, "stdio") as server:
@@ -556,7 +562,7 @@ def rows(installed: Installed, folder: Path, times: int, size: int, *, is_brief:
             meter = Meter(server, f"stdio, {'modern' if era == MODERN else 'legacy'}", Pipe(server, era), times)
             meter.learn([line(plain(each), era) for each in sizes])
             for name, make in messages(size).items():
-                if "handshake" not in name:
+                if "handshake" not in name and wanted(name):
                     yield meter.count(name, line(make, era))
 
 
@@ -584,8 +590,8 @@ def sessions(size: int) -> dict[str, Packets]:
 # --- what is kept
 
 
-def held(installed: Installed, folder: Path, *, is_brief: bool) -> Iterator[Kept]:
-    """What is held of each kind: some of it, and far more than there may be."""
+def held(installed: Installed, folder: Path, *, is_brief: bool, only: Sequence[str] = ()) -> Iterator[Kept]:
+    """What is held of each kind: some of it, and far more than there may be. `only`: kinds whose names hold one of these."""
     keys = write_keys(folder)
     locked = WIDE | {"MCP_AUTH_MODE": "api_key", "MCP_API_KEYS_FILE": keys}
     large = 1_000_000
@@ -639,12 +645,12 @@ def held(installed: Installed, folder: Path, *, is_brief: bool) -> Iterator[Kept
                 hello(capabilities={"experimental": {"a": {"b": PAIRS * (large // 9)}}}), LEGACY, Authorization=None
             ).parts[0],
         ),
-        "listeners that read nothing": (WIDE, one(pairs, MODERN, Authorization=None).parts[0]),
+        "lists with much in the envelope": (WIDE, one(pairs, MODERN, Authorization=None).parts[0]),
         "answers that nobody reads": (locked, one(asks("tools/list"), MODERN).parts[0] * 400),
         "streams": (WIDE, head("GET /mcp HTTP/1.1", "Accept: text/event-stream")),
         "connections": (WIDE, head("GET /livez HTTP/1.1")),
     }
-    few, flood = (8, 350) if is_brief else (16, 800)
+    few, flood = (8, 300) if is_brief else (16, 800)
 
     def of(name: str) -> list[Kept]:
         settings, data = kinds[name]
@@ -653,7 +659,7 @@ def held(installed: Installed, folder: Path, *, is_brief: bool) -> Iterator[Kept
 
     # Each on a server of its own, as memory that was let go is used again and not given back.
     with ThreadPoolExecutor(2) as pool:
-        for found in pool.map(of, kinds):
+        for found in pool.map(of, [name for name in kinds if not only or any(each in name for each in only)]):
             yield from found
 
 
@@ -680,8 +686,12 @@ def _held(server: Server, name: str, data: bytes, few: int, flood: int) -> Itera
                     opened * CONNECTION if small else opened * CONNECTION // 4,
                     False,
                 )
+            if not number % 20:
+                _settle(port)
+                if resident(server) - before > 2 * MOST_MB << 20:
+                    break  # it is known by now, and the machine is others' too
         _settle(port)
-        yield Kept(name, flood, max(sent, 1), resident(server) - before, 0, True)
+        yield Kept(name, opened, max(sent, 1), resident(server) - before, 0, True)
 
 
 def _push(link: socket.socket, data: bytes, port: int) -> int:

@@ -10,7 +10,7 @@ import pytest
 from costing import held, rows
 from installed import Installed
 
-pytestmark = [pytest.mark.install, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.install, pytest.mark.timeout(600)]
 
 TIMES, SIZE = 6, 100_000
 
