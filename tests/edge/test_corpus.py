@@ -49,7 +49,7 @@ def test_offers_in_a_body_whose_head_ended_late(installed: Installed, tmp_path: 
 def test_sample_through_a_proxy(installed: Installed, tmp_path: Path, way: str) -> None:
     """Nothing that one client sends through a proxy is answered to another, nor makes the server believe an address."""
     sample = [each.pieces for each in kept() if each.way == DIRECT][::SAMPLE]
-    sample += [each.pieces for each in kept() if each.way == way] + [upgrades(times) for times in (12, 40, 60)]
+    sample += [each.pieces for each in kept() if each.way == way] + [upgrades(times) for times in range(26, 61, 2)]
     with Bench(installed, tmp_path, [way]) as bench:
         with bench.by(way) as other:
             wrong = [(kind, pieces) for pieces in sample for kind in bench.play(way, pieces).kinds]
