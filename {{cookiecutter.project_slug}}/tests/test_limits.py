@@ -14,12 +14,12 @@ from tempfile import TemporaryDirectory
 import pytest
 from structlog.testing import capture_logs
 
-from my_mcp_server import NAME
-from my_mcp_server.auth.api_keys import new_key
-from my_mcp_server.limits.gcra import Gcra
-from my_mcp_server.limits.redis import RedisStore
-from my_mcp_server.limits.store import StoreDown
-from my_mcp_server.settings import Settings
+from {{ cookiecutter.package_name }} import NAME
+from {{ cookiecutter.package_name }}.auth.api_keys import new_key
+from {{ cookiecutter.package_name }}.limits.gcra import Gcra
+from {{ cookiecutter.package_name }}.limits.redis import RedisStore
+from {{ cookiecutter.package_name }}.limits.store import StoreDown
+from {{ cookiecutter.package_name }}.settings import Settings
 
 from .conftest import StartPeer
 from .harness import ERROR, HTTP, MODERN, PATIENCE, STDIO, Json, Peer, Way, answer_of, run_command, until
