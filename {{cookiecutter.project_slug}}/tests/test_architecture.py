@@ -14,6 +14,7 @@ ORDER = (
     *("dependencies", "bus", "registry", "contracts", "tools", "resources", "prompts", "shop", "outbound", "guards"),
     *(
         "listening",
+        "threads",
         "spans",
         "calls",
         "limits",
@@ -21,7 +22,6 @@ ORDER = (
         "auth",
         "settings",
         "validation",
-        "threads",
         "logs",
         "errors",
         "measures",
