@@ -29,11 +29,13 @@ from raw import (
     MODERN,
     SERVE_HTTP,
     Connection,
+    Forgetful,
     Json,
     Server,
     headers_of,
     message,
     post,
+    resident,
 )
 
 MOST = 20
@@ -102,12 +104,6 @@ class Kept(NamedTuple):
 def processor(server: Server) -> float:
     """Seconds of processor time that it has used: clock_getcpuclockid(3)."""
     return time.clock_gettime((~server.process.pid << 3) | 2)
-
-
-def resident(server: Server) -> int:
-    """Bytes of memory."""
-    status = Path(f"/proc/{server.process.pid}/status").read_text(encoding="ascii")
-    return int(status.partition("VmRSS:")[2].split()[0]) << 10
 
 
 # --- what is sent: messages
@@ -674,7 +670,7 @@ def _held(server: Server, name: str, data: bytes, few: int, flood: int) -> Itera
     port = server.port
     with ExitStack() as stack:
         _settle(port)
-        before, sent, opened = resident(server), 0, 0
+        before, sent, opened = (resident(server.process.pid) << 10), 0, 0
         for number in range(flood):
             with suppress(OSError):
                 connection = stack.enter_context(Connection(port, 5, f"127.0.{1 + number // 200}.{2 + number % 200}"))
@@ -688,16 +684,16 @@ def _held(server: Server, name: str, data: bytes, few: int, flood: int) -> Itera
                     name,
                     few,
                     max(sent, 1),
-                    resident(server) - before,
+                    (resident(server.process.pid) << 10) - before,
                     opened * CONNECTION if small else opened * CONNECTION // 4,
                     False,
                 )
             if not number % 20:
                 _settle(port)
-                if resident(server) - before > 2 * MOST_MB << 20:
+                if (resident(server.process.pid) << 10) - before > 2 * MOST_MB << 20:
                     break  # it is known by now, and the machine is others' too
         _settle(port)
-        yield Kept(name, opened, max(sent, 1), resident(server) - before, 0, True)
+        yield Kept(name, opened, max(sent, 1), (resident(server.process.pid) << 10) - before, 0, True)
 
 
 def _push(link: socket.socket, data: bytes, port: int) -> int:
@@ -741,21 +737,11 @@ def _chunks(whole: bytes) -> bytes:
 def served(installed: Installed, settings: Mapping[str, str], transport: str = "http") -> Iterator[Server]:
     """A server whose log is read, and not kept."""
     arguments = SERVE_HTTP if transport == "http" else ()
-    with _Forgetful([installed.command, *arguments], settings, patience=120) as server:
+    with Forgetful([installed.command, *arguments], settings, patience=120) as server:
         if transport == "http":
             assert server.port
         server.forgets.set()
         yield server
-
-
-class _Forgetful(Server):
-    def __init__(self, *given: Any, **named: Any) -> None:
-        self.forgets = threading.Event()
-        super().__init__(*given, **named)
-
-    def _log(self, line: bytes | None) -> None:
-        if line is None or not self.forgets.is_set():
-            super()._log(line)
 
 
 def write_keys(folder: Path) -> str:

@@ -130,8 +130,26 @@ class Server:
         keep(None)
 
 
+class Forgetful(Server):
+    """A server whose log is read, and not kept once `forgets` is set."""
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        self.forgets = threading.Event()
+        super().__init__(*given, **named)
+
+    def _log(self, line: bytes | None) -> None:
+        if line is None or not self.forgets.is_set():
+            super()._log(line)
+
+
 Start = Callable[..., Server]
 """Starts a server that is ended with the test (`tests/edge/conftest.py`)."""
+
+
+def resident(pid: int) -> int:
+    """The memory of a process, in KiB. Linux."""
+    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    return int(status.partition("VmRSS:")[2].split()[0])
 
 
 class Response(NamedTuple):

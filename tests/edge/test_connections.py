@@ -17,7 +17,21 @@ import pytest
 
 from bootstrap import server_environment
 from installed import Installed
-from raw import HELLO, LEGACY, MODERN, PATIENCE, SERVE_HTTP, Connection, Json, Server, Start, headers_of, message, post
+from raw import (
+    HELLO,
+    LEGACY,
+    MODERN,
+    PATIENCE,
+    SERVE_HTTP,
+    Connection,
+    Json,
+    Server,
+    Start,
+    headers_of,
+    message,
+    post,
+    resident,
+)
 
 pytestmark = [
     pytest.mark.install,
@@ -169,11 +183,11 @@ def test_pipelined_requests_behind_a_call_are_not_kept(start: Start) -> None:
     server = start("http")
     with Connection(server.port) as other, socket.create_connection(("127.0.0.1", server.port), PATIENCE) as connection:
         assert other.ask(PROBE).status == 200
-        before = memory(server)
+        before = resident(server.process.pid)
         connection.sendall(asked(call(1, seconds=60)) + PROBE * 20_000)
         for _ in range(20):
             assert other.ask(PROBE).status == 200
-        assert memory(server) - before < 16 << 10
+        assert resident(server.process.pid) - before < 16 << 10
 
 
 def test_empty_lines_between_requests_are_few(server: Server) -> None:
@@ -265,7 +279,7 @@ def test_bodies_that_do_not_end_are_bounded(start: Start) -> None:
     server, size = start("http"), 1 << 20
     server.wait_for("listening")
     head = post(headers_of(call(1), MODERN), b"").replace(b"Content-Length: 0", b"Content-Length: %d" % size)
-    before = memory(server)
+    before = resident(server.process.pid)
     with ExitStack() as stack:
         held = []
         for _ in range(60):
@@ -276,16 +290,10 @@ def test_bodies_that_do_not_end_are_bounded(start: Start) -> None:
             held.append(connection)
         refused = server.wait_for("request", 40, outcome="overloaded")
         assert {event["client"] for event in refused} == {"127.0.0.2"}
-        assert memory(server) - before < 40 << 10
+        assert resident(server.process.pid) - before < 40 << 10
         good = asked(call(2, note="x" * 9000))
         with Connection(server.port) as other:
             assert other.ask(good).status == 200
-
-
-def memory(server: Server) -> int:
-    """The resident set, in KiB."""
-    lines = Path(f"/proc/{server.process.pid}/status").read_text(encoding="utf-8").splitlines()
-    return int(next(line for line in lines if line.startswith("VmRSS")).split()[1])
 
 
 # --- addresses and signals

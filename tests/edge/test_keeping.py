@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from installed import Installed
-from raw import HELLO, LEGACY, MODERN, SERVE_HTTP, Connection, Json, Server, headers_of, message, post
+from raw import HELLO, LEGACY, MODERN, SERVE_HTTP, Connection, Json, Server, headers_of, message, post, resident
 
 pytestmark = [pytest.mark.install, pytest.mark.timeout(300)]
 
@@ -110,11 +110,6 @@ def client(installed: Installed) -> Iterator[Connect]:
         yield connect
 
 
-def resident(server: Server) -> int:
-    """Bytes of memory that the process has."""
-    return int(Path(f"/proc/{server.process.pid}/statm").read_text().split()[1]) * 4096
-
-
 def processor(server: Server) -> float:
     """Seconds that the process has computed."""
     fields = Path(f"/proc/{server.process.pid}/stat").read_text().rpartition(")")[2].split()
@@ -134,10 +129,10 @@ def test_a_running_call_keeps_nothing_of_its_message(
     call = {"name": "hold", "arguments": {"seconds": 0, "items": MUCH}}
     for number in range(2):  # what reading one takes in passing is there before
         assert "result" in peer.ask(asked(era, "tools/call", call, rpc_id=number))
-    before, peer.sent = resident(peer.server), 0
+    before, peer.sent = (resident(peer.server.process.pid) << 10), 0
     for _ in range(6):
         peer.hold(items=MUCH)
-    assert resident(peer.server) - before < 5 * peer.sent
+    assert (resident(peer.server.process.pid) << 10) - before < 5 * peer.sent
 
 
 @pytest.mark.parametrize("transport", ["http", "stdio"])
@@ -154,7 +149,7 @@ def test_a_call_that_asks_keeps_nothing_either(client: Connect, transport: str) 
     same = {"items": MUCH, "seconds": 0}
     assert outcome(requestState=state, arguments=same)["structuredContent"] == {"result": "remembered"}
     assert outcome(requestState=state, arguments={"seconds": 1, "items": MUCH}) == -32602
-    before, peer.sent = resident(peer.server), 0
+    before, peer.sent = (resident(peer.server.process.pid) << 10), 0
     call["arguments"]["seconds"] = 5
     state = outcome()["requestState"]
     held = len([event for event in peer.server.events() if event["event"] == "held"])
@@ -162,7 +157,7 @@ def test_a_call_that_asks_keeps_nothing_either(client: Connect, transport: str) 
         sent = asked(MODERN, "tools/call", {**call, "requestState": state}, rpc_id=f"held-again-{number}")
         peer.begin(sent) if transport == "http" else peer._send(sent)
     peer.server.wait_for("held", held + 4)
-    assert resident(peer.server) - before < 5 * peer.sent
+    assert (resident(peer.server.process.pid) << 10) - before < 5 * peer.sent
 
 
 @pytest.mark.parametrize("transport", ["http", "stdio"])
@@ -186,10 +181,10 @@ def test_a_stream_keeps_nothing_of_its_envelope(client: Connect, transport: str)
 
     for number in range(20):
         listening(f"held-first-{number}")
-    before, peer.sent = resident(peer.server), 0
+    before, peer.sent = (resident(peer.server.process.pid) << 10), 0
     for number in range(80):
         listening(f"held-then-{number}")
-    assert resident(peer.server) - before < 10 * peer.sent
+    assert (resident(peer.server.process.pid) << 10) - before < 10 * peer.sent
 
 
 META = "io.modelcontextprotocol/"

@@ -22,11 +22,11 @@ from raw import (
     Connection,
     Json,
     Response,
-    Server,
     Start,
     headers_of,
     message,
     post,
+    resident,
 )
 
 pytestmark = [pytest.mark.install, pytest.mark.timeout(300)]
@@ -414,16 +414,10 @@ def test_sessions_do_not_keep_their_last_message(start: Start) -> None:
             assert answer.messages[-1]["error"]["code"] == -32602
 
     open_one()
-    before = resident(server)
+    before = resident(server.process.pid)
     for _ in range(8):
         open_one()
-    assert resident(server) - before < 20_000, "one of them takes 7,000 kB"
-
-
-def resident(server: Server) -> int:
-    """Memory, in kB."""
-    status = Path(f"/proc/{server.process.pid}/status").read_text(encoding="ascii")
-    return int(status.partition("VmRSS:")[2].split()[0])
+    assert resident(server.process.pid) - before < 20_000, "one of them takes 7,000 kB"
 
 
 def test_id_that_is_in_use(start: Start) -> None:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from installed import install_edge
-from raw import LEGACY, MODERN, SERVE_HTTP, Connection, Json, Server, headers_of, message, post
+from raw import LEGACY, MODERN, SERVE_HTTP, Connection, Forgetful, Json, headers_of, message, post, resident
 from stops import outcome
 
 HONEST = 16
@@ -265,7 +265,7 @@ def prove(folder: Path, seconds: float, seed: int) -> int:
     keys = folder / "keys.json"
     write_keys(keys, HONEST + 2)
     command = ["sh", "-c", f'ulimit -n {DESCRIPTORS} && exec "$@"', "sh", str(installed.command), *SERVE_HTTP]
-    with Quiet(command, SETTINGS | {"MCP_API_KEYS_FILE": str(keys)}, patience=120) as server:
+    with Forgetful(command, SETTINGS | {"MCP_API_KEYS_FILE": str(keys)}, patience=120) as server:
         port, pid = server.port, server.process.pid
         server.forgets.set()
         alone, _ = measured(port, pid, max(10.0, min(60.0, seconds / 10)))
@@ -349,24 +349,6 @@ def tell(
         broken.append(f"{after[1] - before[1]} descriptors more than before")
     print(f"Broken: {'; '.join(broken)}" if broken else "All promises hold.")
     return 1 if broken else 0
-
-
-class Quiet(Server):
-    """A server whose log is read, and not kept once it listens."""
-
-    def __init__(self, *given: Any, **named: Any) -> None:
-        self.forgets = threading.Event()
-        super().__init__(*given, **named)
-
-    def _log(self, line: bytes | None) -> None:
-        if line is None or not self.forgets.is_set():
-            super()._log(line)
-
-
-def resident(pid: int) -> int:
-    """KiB."""
-    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
-    return int(status.partition("VmRSS:")[2].split()[0])
 
 
 def opened(pid: int) -> int:

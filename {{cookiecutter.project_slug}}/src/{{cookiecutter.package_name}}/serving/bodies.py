@@ -19,10 +19,10 @@ class Bodies:
         self._largest = largest
         self._most_each = max(_MOST // _SHARE, largest)
         self._most = self._most_each * _SHARE
-        self._held: Counter[str] = Counter()
+        self._held: Counter[str | None] = Counter()
         self._held_by_all = 0
 
-    async def read(self, headers: Mapping[str, str], receive: Receive, caller: str) -> bytes | None:
+    async def read(self, headers: Mapping[str, str], receive: Receive, caller: str | None) -> bytes | None:
         """The whole body; None if the client goes first.
 
         Raises:
@@ -52,13 +52,13 @@ class Bodies:
             raise self._too_large()
         return body
 
-    def _hold(self, caller: str, size: int) -> None:
+    def _hold(self, caller: str | None, size: int) -> None:
         if self._held[caller] + size > self._most_each or self._held_by_all + size > self._most:
             raise Refused(503, _FULL.message, code=503, headers={b"retry-after": b"1"}, outcome=_FULL)
         self._held[caller] += size
         self._held_by_all += size
 
-    def _let_go(self, caller: str, size: int) -> None:
+    def _let_go(self, caller: str | None, size: int) -> None:
         self._held[caller] -= size
         self._held_by_all -= size
         if not self._held[caller]:

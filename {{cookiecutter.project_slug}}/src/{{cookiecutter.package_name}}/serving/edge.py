@@ -15,11 +15,10 @@ from mcp_types.version import HANDSHAKE_PROTOCOL_VERSIONS
 from pydantic_core import to_json
 
 from .. import NAME
-from ..auth.principal import ANONYMOUS, SCOPE_KEY, Principal
+from ..auth.principal import ANONYMOUS, SCOPE_KEY
 from ..calls import current_size
 from ..errors import Outcome
-from ..guards.rate_limit import address_key
-from ..guards.share import caller_of
+from ..guards.share import caller_of, key_of
 from ..limits.shares import Shares
 from ..sdk import answer, http_status, log_crash, one_request
 from ..server import Application
@@ -122,7 +121,8 @@ class Edge:
         if self._readiness.state == "starting":
             raise Refused(503, _STARTING.message, code=503, headers={b"retry-after": b"1"}, outcome=_STARTING)
         await self._admission.authenticate(scope, headers)  # nobody else's body is waited for
-        body = await self._bodies.read(headers, receive, _caller(scope))
+        caller = key_of(scope.get(SCOPE_KEY, ANONYMOUS), _address(scope), is_open=False)
+        body = await self._bodies.read(headers, receive, caller)
         if body is None:
             return  # the client has gone
         body = body.removeprefix(codecs.BOM_UTF8)  # RFC 8259, section 8.1
@@ -274,12 +274,6 @@ class Edge:
     def _closing(self) -> list[tuple[bytes, bytes]]:
         """While the server stops, clients are told to go elsewhere with their next request."""
         return [(b"connection", b"close")] if self._readiness.state == "draining" else []
-
-
-def _caller(scope: Scope) -> str:
-    """Whom what a request keeps counts for: the principal, or without a credential the address."""
-    principal: Principal = scope.get(SCOPE_KEY, ANONYMOUS)
-    return principal.name if principal is not ANONYMOUS else address_key(_address(scope))
 
 
 def _address(scope: Scope) -> str | None:
