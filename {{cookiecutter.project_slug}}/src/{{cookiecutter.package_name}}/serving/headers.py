@@ -33,16 +33,17 @@ def read_headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
 
     A header that two readers could read differently, as it stands twice, is refused.
     """
-    found: dict[str, str] = {}
+    found: dict[str, list[str]] = {}
     for key, value in raw:
         name, text = key.decode("latin-1"), value.decode("latin-1").strip(" \t")
-        if name in found:
-            if name in _ONCE or name.startswith("mcp-"):
-                code = HEADER_MISMATCH if name.startswith("mcp-") else INVALID_REQUEST
-                raise Refused(400, "A header stands twice in this request. Send each once.", code=code)
-            text = f"{found[name]}, {text}"
-        found[name] = text
-    return found
+        if name not in found:
+            found[name] = [text]
+            continue
+        if name in _ONCE or name.startswith("mcp-"):
+            code = HEADER_MISMATCH if name.startswith("mcp-") else INVALID_REQUEST
+            raise Refused(400, "A header stands twice in this request. Send each once.", code=code)
+        found[name].append(text)
+    return {name: ", ".join(texts) for name, texts in found.items()}
 
 
 @remembered(64)

@@ -30,6 +30,8 @@ _STALL_SECONDS = 30  # a client that reads nothing of its answer for so long has
 _MOST_PIPELINED = 16  # requests that are kept while one is answered; then nothing is read
 _PIECE = 1024  # bytes that are parsed at a time: no more requests than stand in one are kept beyond those
 _MOST_STRAY = 16  # bytes of empty lines between requests (RFC 9112, section 2.2)
+_FRAMING = (b"host", b"transfer-encoding", b"content-length")
+_LONGEST_LENGTH = 18  # digits of a Content-Length
 _MOST_IGNORED = 1 << 20  # bytes that are read and dropped so that a refusal reaches a client that is still sending
 _LINGER_SECONDS = 2
 
@@ -187,11 +189,19 @@ class Protocol(HttpToolsProtocol):
 
     def _check_framing(self, version: str, target: Any) -> None:
         """Refuse what another reader may read differently; a target that names a host decides which it is (RFC 9112, 3.2)."""
-        names = [name for name, _ in self.headers]
-        if version == "1.1" and names.count(b"host") != 1:
+        said: dict[bytes, list[bytes]] = {}
+        for name, value in self.headers:
+            if name in _FRAMING:
+                said.setdefault(name, []).append(value.strip(b" \t").lower())
+        if version == "1.1" and len(said.get(b"host", ())) != 1:
             raise _Faulty(400, "Send one Host header.")
-        if version == "1.0" and b"transfer-encoding" in names:
-            raise _Faulty(400, "HTTP/1.0 has no Transfer-Encoding.")
+        if (codings := said.get(b"transfer-encoding")) is not None:
+            if version == "1.0":
+                raise _Faulty(400, "HTTP/1.0 has no Transfer-Encoding.")
+            if codings != [b"chunked"]:
+                raise _Faulty(501, "The only Transfer-Encoding there is here is chunked.")
+        if any(len(length) > _LONGEST_LENGTH for length in said.get(b"content-length", ())):
+            raise _Faulty(400, f"A Content-Length has at most {_LONGEST_LENGTH} digits.")
         if target.host is not None:
             port = b"" if target.port is None else b":%d" % target.port
             host = b"[%b]" % target.host if b":" in target.host else target.host
