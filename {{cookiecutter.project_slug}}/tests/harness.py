@@ -26,7 +26,7 @@ ENVELOPE = {
     "io.modelcontextprotocol/protocolVersion": MODERN,
     "io.modelcontextprotocol/clientCapabilities": {},
 }
-PATIENCE = 60  # seconds; a start takes two on a busy machine, and twenty on a crowded one
+PATIENCE = 30  # seconds; a start takes two on a busy machine, and ten times as much on a crowded one
 
 Transport = Literal["stdio", "http"]
 Json = dict[str, Any]
