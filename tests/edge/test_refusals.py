@@ -488,6 +488,9 @@ def ask_with(port: int, method: str, path: str, **headers: str) -> Response:
 def test_client_of_the_old_transport(request: pytest.FixtureRequest, port: int, sessions: bool, accept: str) -> None:
     """Its stream is refused at once with what to do instead, as it would wait for an event that never comes."""
     where = request.getfixturevalue("stateful") if sessions else port
+    with Connection(where) as connection:
+        connection.send(f"GET /mcp HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: {accept}\r\n\r\n".encode())
+        assert connection.socket.recv(65536).startswith(b"HTTP/1.1 405 "), "a stream has no end to wait for"
     answer = ask_with(where, "GET", "/mcp", Accept=accept)
     assert (answer.status, answer.headers["allow"]) == (405, "POST")
     assert_told(answer.messages[0], REQUEST, None, "Streamable HTTP", "HTTP+SSE", "POST")
