@@ -150,6 +150,13 @@ def test_refused_connection_is_read_no_further(server: Server, sent: bytes, stat
     assert json.loads(answered.rpartition(b"\r\n\r\n")[2])["error"]["data"]["code"] == "invalid_request"
 
 
+@pytest.mark.parametrize(("start", "rest"), [(b"5\r\n", b"abcde\r\nno chunk\r\n"), (b"ffffff\r\n", b"X" * (3 << 20))])
+def test_request_that_is_answered_without_its_body_has_one_answer(server: Server, start: bytes, rest: bytes) -> None:
+    """Whatever comes in the place of the rest of it."""
+    lines = "POST /mcp HTTP/1.1", "Host: 127.0.0.1", "Content-Type: text/plain", "Transfer-Encoding: chunked", "", ""
+    assert statuses(exchanged(server, "\r\n".join(lines).encode() + start, rest)) == [415]
+
+
 def test_target_with_a_host_decides(server: Server) -> None:
     """The Host header beside an absolute target is not looked at (RFC 9112, section 3.2.2)."""
     port = server.port

@@ -232,7 +232,8 @@ def test_git_wheel_and_image_leave_out_the_same() -> None:
 
 def test_package_needs_nothing_that_is_left_out() -> None:
     """A file that works here, and is in no wheel, image or bundle, would be missed by users alone."""
-    paths = [path.relative_to(ROOT) for path in PACKAGE_FOLDER.rglob("*") if path.is_file()]
+    files = [path for path in PACKAGE_FOLDER.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    paths = [path.relative_to(ROOT) for path in files]
     private = [path.as_posix() for path in paths if any(map(is_private, path.parts))]
     assert private == [], "these are named as secrets are, and are left out: rename them, or move them out of src/"
 

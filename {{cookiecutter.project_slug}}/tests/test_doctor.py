@@ -269,8 +269,8 @@ def test_start_in_production_is_refused(good: dict[str, str], served: Path, star
     if transport == "http":
         expected.insert(
             0,
-            "authentication: none, and other machines reach the server, by MCP_ALLOWED_HOSTS; set MCP_AUTH_MODE to "
-            "api_key (`keys new` makes keys) or jwt, or let only this machine reach it",
+            "authentication: none, and other machines reach the server, by MCP_ALLOWED_HOSTS, MCP_TRUSTED_PROXIES; set "
+            "MCP_AUTH_MODE to api_key (`keys new` makes keys) or jwt, or let only this machine reach it",
         )
     assert [line["event"] for line in lines] == expected
 

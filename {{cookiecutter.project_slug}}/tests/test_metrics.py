@@ -617,6 +617,7 @@ def test_who_scrapes_at_once_reads_one_text(start: Start, measured: Path) -> Non
         answers = [rest_of(each) for each in asking]
     assert [answer.partition(b"\r\n")[0] for answer in answers] == [b"HTTP/1.1 200 OK"] * 20
     assert all(b"queue_done_total 7.0\n" in answer for answer in answers)
+    server.wait_for("crash")
     written = [event for event in server.log if event["event"] == "crash"]
     assert 1 <= len(written) <= 10  # twenty, if each were written for itself
 

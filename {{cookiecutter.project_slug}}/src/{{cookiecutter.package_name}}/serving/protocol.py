@@ -332,6 +332,9 @@ class Protocol(HttpToolsProtocol):
         """Answer what is being received with an error, after the answers that are owed, and read no further."""
         self._is_deaf = True
         cycle: Any = self.cycle
+        if cycle is not None and cycle.response_complete and not (self._in_head or self._is_whole):
+            self._linger()  # it was answered without its body
+            return
         if cycle is not None and not cycle.response_complete:
             if not cycle.more_body:  # it is whole, and owed its answer; what is wrong came after it
                 cycle.keep_alive = False
@@ -362,11 +365,13 @@ class Protocol(HttpToolsProtocol):
     def _ignore(self, size: int) -> None:
         """Drop what nobody will look at; after much of it the client is not heard any more."""
         self._ignored += size
-        if self._ignored > _MOST_IGNORED:
-            if self._running is None or self._running.response_complete:
-                self.transport.abort()
-            else:
-                self.flow.pause_reading()
+        if self._ignored <= _MOST_IGNORED or self._lingering is not None:
+            return
+        if self._running is None or self._running.response_complete:
+            self._is_deaf = True
+            self._linger()
+        else:
+            self.flow.pause_reading()
 
 
 class _Faulty(Exception):

@@ -7,7 +7,6 @@ from http import HTTPStatus
 from typing import Any
 
 import anyio
-from mcp.server.streamable_http import MCP_SESSION_ID_HEADER
 from mcp_types import INTERNAL_ERROR, INVALID_REQUEST
 from pydantic_core import from_json, to_json
 
@@ -23,7 +22,7 @@ from .refusals import Refused, no_place, refusal
 _MOST_SESSIONS = 1000
 _IDLE_SECONDS = 600  # without a request or stream, after which a session is over: not every client ends its own
 _LARGE = 1024  # bytes of a message and its answer, beyond which a session is to forget them
-_ID_HEADER = MCP_SESSION_ID_HEADER.encode()
+_ID_HEADER = b"mcp-session-id"
 
 
 RpcId = str | int | None
