@@ -5,7 +5,7 @@ changed. Where its events do not suffice, the connection is refused and read no 
 """
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from http import HTTPStatus
 from ipaddress import IPv6Address, ip_address
@@ -31,9 +31,9 @@ _MOST_PIPELINED = 16  # requests that are kept while one is answered; then nothi
 _PIECE = 1024  # bytes that are parsed at a time: no more requests than stand in one are kept beyond those
 _MOST_STRAY = 16  # bytes of empty lines between requests (RFC 9112, section 2.2)
 _FRAMING = (b"host", b"transfer-encoding", b"content-length")
-_LONGEST_LENGTH = 18  # digits of a Content-Length
+_LONGEST_LENGTH = 20  # digits of a Content-Length, as other parsers have it
 _MOST_IGNORED = 1 << 20  # bytes that are read and dropped so that a refusal reaches a client that is still sending
-_LINGER_SECONDS = 2
+_LINGER_SECONDS = 5
 
 
 class Protocol(HttpToolsProtocol):
@@ -124,8 +124,6 @@ class Protocol(HttpToolsProtocol):
         if self._patience is None:
             self._began = self.loop.time()
             self._patience = self.loop.call_later(_RECEIVE_SECONDS, self._out_of_patience)
-        if not self._in_head and self.cycle.response_complete:  # it was answered without its body
-            self._ignore(size)
 
     def _decline_offer(self) -> None:
         """Serve a request that offers another protocol, as Java's client does, and nothing behind it.
@@ -232,7 +230,7 @@ class Protocol(HttpToolsProtocol):
             self._parse()
 
     def _transport_for(self, method: str) -> asyncio.Transport:
-        return cast("asyncio.Transport", _Whole(self.transport)) if method == "POST" else self.transport
+        return cast("asyncio.Transport", _Whole(self.transport, self._hang_up)) if method == "POST" else self.transport
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -332,8 +330,7 @@ class Protocol(HttpToolsProtocol):
         """Answer what is being received with an error, after the answers that are owed, and read no further."""
         self._is_deaf = True
         cycle: Any = self.cycle
-        if cycle is not None and cycle.response_complete and not (self._in_head or self._is_whole):
-            self._linger()  # it was answered without its body
+        if self._lingering is not None:  # it was answered without its body
             return
         if cycle is not None and not cycle.response_complete:
             if not cycle.more_body:  # it is whole, and owed its answer; what is wrong came after it
@@ -353,8 +350,16 @@ class Protocol(HttpToolsProtocol):
             self.transport.write(_response(status, refusal(text, code=code, client=self.address, outcome=outcome)))
             self._linger()
 
+    def _hang_up(self) -> None:
+        """Close after a response."""
+        if self._is_whole:
+            self.transport.close()
+        else:
+            self._linger()
+
     def _linger(self) -> None:
         """Close, but not at once: with bytes still to come the kernel would take back what was just sent."""
+        self._is_deaf = True
         if self._retires or not self.transport.can_write_eof():
             self.transport.close()
             return
@@ -368,7 +373,6 @@ class Protocol(HttpToolsProtocol):
         if self._ignored <= _MOST_IGNORED or self._lingering is not None:
             return
         if self._running is None or self._running.response_complete:
-            self._is_deaf = True
             self._linger()
         else:
             self.flow.pause_reading()
@@ -395,12 +399,15 @@ class _BodyAlone:
 
 
 class _Cycle(RequestResponseCycle):
-    """A request and its response, which for HTTP/1.0 is not chunked, but ends with the connection (RFC 9112, section 6.1)."""
+    """A request and its response. One that comes before the request is whole ends the connection, as nobody is to wait for
+    the rest; for HTTP/1.0 none is chunked, but ends with the connection too (RFC 9112, section 6.1)."""
 
     _ends_with_connection = False
 
     async def send(self, message: Any) -> None:
         """An ASGI send."""
+        if message["type"] == "http.response.start" and self.more_body:
+            self.keep_alive = False
         if self.scope["http_version"] == "1.0":
             if message["type"] == "http.response.start":
                 self._ends_with_connection = all(name != b"content-length" for name, _ in message["headers"])
@@ -414,10 +421,10 @@ class _Cycle(RequestResponseCycle):
 class _Whole:
     """The transport of one response: its head leaves with what comes first of its body, in one packet."""
 
-    def __init__(self, transport: asyncio.Transport) -> None:
+    def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
         self._transport = transport
         self._head: bytes | None = None
-        self.is_closing, self.close = transport.is_closing, transport.close
+        self.is_closing, self.close = transport.is_closing, close
 
     def write(self, data: bytes) -> None:
         """Write, but keep the head for a moment."""
