@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -446,6 +446,11 @@ class Http:
             self._kept = None
         return found
 
+    def close(self) -> None:
+        """Leave."""
+        if self._kept is not None:
+            self._kept.close()
+
     @staticmethod
     def _exchange(connection: Connection, sent: Packets) -> tuple[int, bool]:
         found, writing = 0, None
@@ -515,10 +520,8 @@ def rows(
 
     keys = write_keys(folder)
     sizes = (300, 10_000, size)
-    with served(
-        installed, WIDE | {"MCP_AUTH_MODE": "api_key", "MCP_API_KEYS_FILE": keys, "MCP_TRUSTED_PROXIES": "127.0.0.1"}
-    ) as server:
-        play = Http(server.port)
+    guarded = {"MCP_AUTH_MODE": "api_key", "MCP_API_KEYS_FILE": keys, "MCP_TRUSTED_PROXIES": "127.0.0.1"}
+    with served(installed, WIDE | guarded) as server, closing(Http(server.port)) as play:
         meter = Meter(server, "HTTP", play, times)
         meter.learn([one(plain(each), MODERN) for each in sizes])
         for name, packets in filter(lambda kind: wanted(kind[0]), requests().items()):
@@ -528,8 +531,9 @@ def rows(
                 yield meter.count(f"{name}, {era}", one(make, era))
             if not is_brief or number % 4 == 0:
                 yield meter.count(f"{name}, no key", one(make, MODERN, Authorization=None))
-    with served(installed, WIDE | {"MCP_HTTP_SESSIONS": "stateful"}) as server:
-        meter = Meter(server, "HTTP, sessions", Http(server.port), times)
+    stateful = {"MCP_HTTP_SESSIONS": "stateful"}
+    with served(installed, WIDE | stateful) as server, closing(Http(server.port)) as play:
+        meter = Meter(server, "HTTP, sessions", play, times)
         meter.learn([one(plain(each), MODERN, Authorization=None) for each in sizes])
         for name, packets in filter(lambda kind: wanted(kind[0]), sessions(size).items()):
             yield meter.count(name, packets)
@@ -545,8 +549,9 @@ def rows(
                 "MCP_JWT_JWKS_URL": f"{address}/jwks",
             },
         ) as server,
+        closing(Http(server.port)) as play,
     ):
-        meter = Meter(server, "HTTP, JWT", Http(server.port), times)
+        meter = Meter(server, "HTTP, JWT", play, times)
         # No token is valid here: a call without one is the nearest that is served. It costs less than a valid one.
         meter.learn(
             [

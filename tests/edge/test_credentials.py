@@ -26,7 +26,7 @@ from rendering import render
 pytestmark = [pytest.mark.install, pytest.mark.timeout(300)]
 
 ERAS = [MODERN, LEGACY]
-FIRST = "datasheets:check"  # what reading takes in the worked example; `place_order` takes orders:write
+FIRST = "datasheets:check lasting:read"  # what reading takes, in the worked example and in `fixtures/`
 UNNAMED = "proxy_not_named"
 
 MINT = """

@@ -424,17 +424,19 @@ def test_id_that_is_in_use(start: Start) -> None:
     """In a session an id is used once at a time, whatever its type: the answers would be mixed up, and one lost."""
     server = start("http", http_sessions="stateful")
     session = shake_hands(server.port, None)
-    body = message(LEGACY, 7, "tools/call", {"name": "wait", "arguments": {"seconds": 2}})
-    with Stream(server.port, post(headers_of(body, LEGACY) | session, body)) as first:
+    body = message(LEGACY, 7, "tools/call", {"name": "wait", "arguments": {"seconds": 8}})
+    with Connection(server.port) as first:
+        first.send(post(headers_of(body, LEGACY) | session, body))
         for rpc_id in (7, "7"):
             again = message(LEGACY, rpc_id, "ping")
             with Connection(server.port) as connection:
+                connection.ask(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n")  # the call is read by then
                 answer = connection.ask(post(headers_of(again, LEGACY) | session, again))
             assert (answer.status, answer.messages[0]["id"]) == (400, rpc_id)
             assert answer.messages[0]["error"]["message"].startswith("id: ")
-        last = first.read()
+        last = first.receive()
         assert last is not None
-        assert last["result"]["structuredContent"] == {"result": "done"}
+        assert last.messages[-1]["result"]["structuredContent"] == {"result": "done"}
     call(server.port, None, session)
 
 

@@ -25,6 +25,7 @@ _STOPPING = Outcome("shutting_down", "The server is stopping. Send this again.",
 _RECEIVE_SECONDS = 10  # for a whole request, and a second more for each _LEAST_RATE bytes of it
 _LEAST_RATE = 10_000
 _LARGEST_HEAD = 65_536  # bytes of request line, headers and trailers
+_MOST_HEADERS = 200  # each takes ten times its bytes
 _MOST_FRAMING = 9  # bytes for each byte of a body, which may come in chunks of one
 _STALL_SECONDS = 30  # a client that reads nothing of its answer for so long has gone
 _MOST_PIPELINED = 16  # requests that are kept while one is answered; then nothing is read
@@ -145,8 +146,11 @@ class Protocol(HttpToolsProtocol):
         self._stray = 0
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._in_head:  # uvicorn would take trailers, which proxies do not look at, for headers
-            super().on_header(name, value)
+        if not self._in_head:  # uvicorn would take trailers, which proxies do not look at, for headers
+            return
+        super().on_header(name, value)
+        if len(self.headers) > _MOST_HEADERS:
+            raise _Faulty(431, f"A request has at most {_MOST_HEADERS} headers.")
 
     def on_headers_complete(self) -> None:
         self._in_head = False

@@ -22,6 +22,7 @@ from .refusals import Refused, no_place, refusal
 _MOST_SESSIONS = 1000
 _IDLE_SECONDS = 600  # without a request or stream, after which a session is over: not every client ends its own
 _LARGE = 1024  # bytes of a message and its answer, beyond which a session is to forget them
+_OVER_SECONDS = 0.25  # that a request may take to end once its answer is there
 _ID_HEADER = b"mcp-session-id"
 
 
@@ -35,7 +36,7 @@ class Sessions:
         self._app = app
         self._places = Shares(_MOST_SESSIONS, app.settings.caller_share)
         self._callers: dict[str, str | None] = {}  # whose place each session has
-        self._running: set[tuple[str, str]] = set()  # by session and id: the SDK would mix up the answers
+        self._running: dict[tuple[str, str], anyio.Event] = {}  # by session and id: the SDK would mix up the answers
         # The edge has looked at Host, Origin, content type and size before; the places are counted here.
         self._manager = SessionManager(
             app.mcp,
@@ -72,18 +73,22 @@ class Sessions:
         if session_id is None:
             await self._begin(scope, body, rpc_id, receive, send)
             return
-        key = (session_id, str(rpc_id))
         if not is_request:
             await self._pass_on(scope, body, rpc_id, receive, send, session_id)
-        elif key in self._running:
+            return
+        key = (session_id, str(rpc_id))
+        if (earlier := self._running.get(key)) is not None:  # it may have its answer, and not yet be over
+            with anyio.move_on_after(_OVER_SECONDS):
+                await earlier.wait()
+        if key in self._running:
             text = "id: is that of a request of this session that is not answered yet. Give each its own."
             raise Refused(400, text, rpc_id=rpc_id)
-        else:
-            self._running.add(key)
-            try:
-                await self._pass_on(scope, body, rpc_id, receive, send, session_id)
-            finally:
-                self._running.discard(key)
+        self._running[key] = over = anyio.Event()
+        try:
+            await self._pass_on(scope, body, rpc_id, receive, send, session_id)
+        finally:
+            del self._running[key]
+            over.set()
 
     async def _begin(self, scope: Scope, body: bytes, rpc_id: RpcId, receive: Receive, send: Send) -> None:
         caller, session_id = caller_of(scope, self._app.settings), None
