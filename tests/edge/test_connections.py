@@ -319,8 +319,17 @@ def test_any_address_is_of_both_families(start: Start) -> None:
     assert clients == {"four": "127.0.0.1", "six": "::1"}
 
 
+@pytest.fixture
+def heard() -> Iterator[None]:
+    """SIGHUP is not ignored, as whoever runs the tests with `nohup` would have it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("era", [MODERN, LEGACY])
 @pytest.mark.parametrize("transport", ["stdio", "http"])
+@pytest.mark.usefixtures("heard")
 def test_hangup_is_a_stop_like_any_other(start: Start, transport: str, era: str) -> None:
     """A terminal that closes loses no call: SIGHUP drains."""
     server = start(transport)
