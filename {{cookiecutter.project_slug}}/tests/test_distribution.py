@@ -228,6 +228,7 @@ def test_git_wheel_and_image_leave_out_the_same() -> None:
     lines = "\n".join(lines_of(".dockerignore"))
     wanted = [*(ignored(each, inside="src/**/") for each in PRIVATE), "**/.*", "**/__pycache__"]
     assert lines.endswith("\n".join(wanted)), ".dockerignore: differs from PRIVATE of distribution.py"
+    assert "[-" not in lines, ".dockerignore: Docker reads no class that begins with a hyphen"
 
 
 def test_package_needs_nothing_that_is_left_out() -> None:

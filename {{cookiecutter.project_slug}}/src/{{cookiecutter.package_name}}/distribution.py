@@ -40,9 +40,9 @@ PRIVATE = (
     *("*.ovpn", "*.p12*", "*.p8", "*.pem*", "*.pfx*", "*.pgp", "*.pk8", "*.ppk*", "id_dsa*", "id_ecdsa*"),
     *("id_ed25519*", "id_rsa*", "*.env", "*.env.*", ".envrc", ".git-credentials", ".htpasswd", ".netrc", ".npmrc"),
     *(".pgpass", ".pypirc", "*.tfstate*", "*.tfvars*", "*credential*.json*", "*kubeconfig*", "*secret*.json*"),
-    *("_netrc", "credentials.*", "htpasswd", "keys.json*", "*[-_]keys.json*", "passwords.*", "secret.*", "secrets.*"),
-    *("service[-_]account*.json*", "token.json*", "*.bak", "*.old", "*.orig", "*.save", "*.swp", "*~", "!*.py"),
-    *("!.env.example", "credentials", "secrets"),
+    *("_netrc", "credentials.*", "htpasswd", "keys.json*", "*-keys.json*", "*_keys.json*", "passwords.*", "secret.*"),
+    *("secrets.*", "service-account*.json*", "service_account*.json*", "token.json*", "*.bak", "*.old", "*.orig"),
+    *("*.save", "*.swp", "*~", "!*.py", "!.env.example", "credentials", "secrets"),
 )
 _HIDDEN = re.compile(r"\..*|__pycache__|.*\.pyc", re.IGNORECASE)
 # A key itself, not the first line alone, which code that looks for keys has too.
