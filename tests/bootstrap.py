@@ -1,8 +1,11 @@
-"""What runs before anything is installed: finds or fetches uv. Standard library only."""
+"""What runs before anything is installed: finds uv or fetches it, and ports. Standard library only."""
 
+import contextlib
 import json
 import os
+import random
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -45,6 +48,17 @@ def environment() -> dict[str, str]:
 def server_environment(settings: Mapping[str, str]) -> dict[str, str]:
     """Return the environment of a server under test. Tests call more often than a client may: its limit is wide."""
     return environment() | {"MCP_RATE_LIMIT_BURST": "1000000"} | dict(settings)
+
+
+def free_port() -> int:
+    """Return a port of this machine that nobody uses.
+
+    Below 32768, where the ports begin that systems hand out: nobody gets it by chance until it is used, or used again.
+    """
+    while True:
+        port = random.randrange(16384, 32768)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 def configuration(folder: Path) -> Path:

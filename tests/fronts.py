@@ -18,9 +18,9 @@ from typing import Self
 import pytest
 import yaml
 
+from bootstrap import free_port
 from judge import Verdict, answers, disagreements, judge
 from raw import PATIENCE
-from replicas import free_port
 
 WAY = 0.0015  # seconds that the relay takes one way
 _MOST_KEPT = 1 << 20  # bytes of one connection that are judged together

@@ -16,6 +16,7 @@ from typing import Any, Self
 
 import pytest
 
+from bootstrap import free_port
 from installed import Installed
 from raw import LEGACY, MODERN, PATIENCE, Connection, Json, Server, headers_of, message, post
 from stops import outcome
@@ -47,13 +48,6 @@ backend replicas
   server one 127.0.0.1:{one}
   server two 127.0.0.1:{two}
 """
-
-
-def free_port() -> int:
-    """One that nobody uses now."""
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        port: int = found.getsockname()[1]
-    return port
 
 
 @dataclass

@@ -9,7 +9,6 @@ import os
 import re
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -26,7 +25,7 @@ from typing import Any
 import pytest
 import yaml
 
-from bootstrap import environment
+from bootstrap import environment, free_port
 from containers import PATIENCE, Docker, docker, find_compose, find_engine
 from installed import PACKAGE, SLUG
 from raw import MODERN, Connection, Json, Response, headers_of, message, post
@@ -519,9 +518,7 @@ def lines_of_the_readme(project: Path) -> list[list[str]]:
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Docker]:
     """A Docker daemon that has the images, or reaches a registry."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        port = listening.getsockname()[1]
-    with docker(environment() | {"PORT": str(port), "COMPOSE_ANSI": "never"}) as found:
+    with docker(environment() | {"PORT": str(free_port()), "COMPOSE_ANSI": "never"}) as found:
         if found.process is not None:
             provide_images(found, tmp_path_factory.mktemp("images"))
         yield found

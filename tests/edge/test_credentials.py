@@ -7,7 +7,6 @@ not be told of, before its sender is; what proxies, issuers and clients write in
 import json
 import re
 import shutil
-import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
+from bootstrap import free_port
 from installed import Installed
 from raw import HELLO, LEGACY, MODERN, SERVE_HTTP, Connection, Json, Response, Server, headers_of, message, post
 from rendering import render
@@ -396,8 +396,7 @@ def test_long_token_comes_through_the_balancer(
         pytest.skip("haproxy is not on PATH; `apt-get install haproxy` installs it")
     server = serve(issuer.settings(auth_failures_per_minute="100000"))
     compose = yaml.safe_load((render(tmp_path / "project") / "compose.yaml").read_text(encoding="utf-8"))
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        port = found.getsockname()[1]
+    port = free_port()
     text = compose["services"]["balancer"]["environment"]["CONFIGURATION"].replace(":8000\n", f"127.0.0.1:{port}\n", 1)
     text = re.sub(r"server-template .*", f"server one 127.0.0.1:{server.port} no-check", text)
     (tmp_path / "haproxy.cfg").write_text(text, encoding="ascii")

@@ -29,9 +29,10 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))
 import hostile
 from hostile import opened, resident
 
+from bootstrap import free_port
 from installed import Installed
 from raw import LEGACY, MODERN, Connection, Json, Server, headers_of, message, post
-from replicas import Replicas, free_port
+from replicas import Replicas
 from stops import install_probes, outcome
 
 CLIENTS = 16
