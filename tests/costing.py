@@ -186,6 +186,11 @@ def messages(size: int) -> dict[str, Make]:
         "digits of a fraction": written(call("cost_take", choice="@"), '"@"', "0." + "1" * size),
         "escapes": written(call("cost_take", text="@"), "@", "\\u0041" * (size // 6)),
         "escapes of what is hidden": written(call("cost_take", text="@"), "@", "\\u200b\\u202e" * (size // 12)),
+        "quotes": call("cost_take", text='"' * (size // 2)),
+        "backslashes": call("cost_take", text="\\" * (size // 2)),
+        "quotes in a wrong type": call("cost_take", entries=['"' * (size // 2)]),
+        "quotes in a name": call("cost_take", counts={'"' * (size // 2): "x"}),
+        "quotes in the name of an argument": call("search_parts", query="a", **{'"\\' * (size // 4): 0}),
         "surrogates": written(call("cost_take", text="@"), "@", "\\ud800" * (size // 6)),
         "a member many times": written(call("cost_take", text="@"), '"text"', '"text": "", ' * (size // 12) + '"text"'),
         "small objects in the arguments": call("cost_take", choice=PAIRS * (size // 9)),
@@ -308,6 +313,10 @@ def requests() -> dict[str, Packets]:
         ),
         "long headers": Packets([head("GET /mcp HTTP/1.1", *[f"X: {'y' * 6000}"] * 10)], 1, True, "GET"),
         "a header of commas": Packets([head("GET /mcp HTTP/1.1", f"Accept: {',' * 60_000}")], 1, True, "GET"),
+        "a header of quotes": Packets(
+            [head("GET /mcp HTTP/1.1", "MCP-Protocol-Version: 2025-11-25", "Accept: " + '"\\' * 30_000)], 1, True, "GET"
+        ),
+        "a type of parameters": one(plain(100), MODERN, Content_Type="application/json" + ';a="' * 12_000),
         "a chain of proxies": Packets(
             [head("GET /mcp HTTP/1.1", f"X-Forwarded-For: {', '.join(['127.0.0.1'] * 5000)}")], 1, True, "GET"
         ),

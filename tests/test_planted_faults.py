@@ -72,7 +72,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return project
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(2400)
 @pytest.mark.parametrize("check", CHECKS)
 def test_project_with_a_users_tools_passes_its_checks(project: Path, check: str) -> None:
     """What the README tells a user to do leaves everything green; and the faults below are what is found, not more."""

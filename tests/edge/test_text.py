@@ -339,6 +339,48 @@ print(json.dumps([each for each in {pieces!r} if cost(each * 8_000) > 8 * 4 * co
     assert steep == []
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows counts processor time too coarsely")
+def test_every_pattern_takes_time_in_proportion_to_the_text(run: Callable[[str], Any]) -> None:
+    """The same of each pattern of the package, used as its module does, over whatever two pieces can be repeated."""
+    pieces = [*"\"\\':/.@?#=-_;,[]{} 0aA\u0915", '\\"', '":', "://", "eyJ", "bearer ", "q=", "1.", "\u200d", "\ufe0f"]
+    tried, steep = run(f"""
+import importlib, inspect, json, pkgutil, re, time
+import spare_parts
+
+def cost(use, text, times):
+    least = float("inf")
+    for _ in range(times):
+        began = time.process_time()
+        use(text)
+        least = min(least, time.process_time() - began)
+    return least
+
+tried, steep = 0, []
+for module in pkgutil.walk_packages(spare_parts.__path__, "spare_parts."):
+    if module.name.endswith("__main__"):
+        continue
+    found = importlib.import_module(module.name)
+    source = inspect.getsource(found)
+    for name, pattern in vars(found).items():
+        if not isinstance(pattern, re.Pattern) or f"{{name}} = " not in source:
+            continue
+        uses = set(re.findall(rf"\\b{{name}}\\.(fullmatch|match|search|sub|finditer|split)\\b", source)) or {{"search"}}
+        tried += 1
+        for use in uses:
+            call = getattr(pattern, use if use in ("fullmatch", "match") else "findall")
+            for text in [a + b for a in {pieces!r} for b in {pieces!r}]:
+                few, many = (text * n for n in (250, 4_000))
+                if isinstance(pattern.pattern, bytes):
+                    few, many = few.encode(), many.encode()
+                if cost(call, many, 1) > 0.02 and cost(call, many, 3) > 4 * 16 * cost(call, few, 3):
+                    steep.append([module.name, name, use, text])
+                    break
+print(json.dumps([tried, steep]))
+""")
+    assert tried > 20
+    assert steep == []
+
+
 @pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="this system does not tell what a process has used")
 @pytest.mark.parametrize("piece", ["a://", "a.a.", "eyJ-", "://@", "bearer "])
 @pytest.mark.parametrize("way", ["http-modern", "http-legacy"])

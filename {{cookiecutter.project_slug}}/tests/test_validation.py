@@ -27,6 +27,7 @@ SECRET = "hunter22-is-a-value"
         ({"count": 1, "words": SECRET}, "words: must be a list"),
         ({"count": 1, "words": [1]}, "words.0: must be a string"),
         ({"count": 1, "words": ["x"] * 1001}, "words: must have at most 1000 items"),
+        ({"count": 1, "words": [[[[]]]] * 900}, "words: must not be nested deeper than its schema"),
         ({"count": 1, "words": ["x" * 10_001]}, "words.0: must have at most 10000 characters"),
         ({"count": 1, "lines": [{"sku": "a", "quantity": 0}]}, "lines.0.quantity: must be at least 1"),
         ({"count": 1, "lines": [{"sku": "a", "quantity": 1, "colour": 1}]}, "lines.0.colour: is unknown; remove it"),
@@ -104,6 +105,14 @@ def test_deep_nesting_and_broken_unicode_are_refused(peer: Peer) -> None:
         nested = [nested]
     assert peer.error("probe_arguments", count=1, words=nested)["code"] == "invalid_arguments"
     assert peer.call("probe_reached")["result"]["isError"] is False
+
+
+def test_lists_and_objects_are_counted_before_they_are_made(peer: Peer) -> None:
+    """Each is a hundred times its bytes in memory. Brackets in texts are none."""
+    call = {"name": "probe_arguments", "arguments": {"count": 1, "words": [[]] * 100_001}}
+    error = peer.request("tools/call", call)["error"]
+    assert (error["data"]["code"], "at most 100000 lists and objects" in error["message"]) == ("invalid_request", True)
+    assert peer.call("probe_arguments", count=1, words=['[\\"{' * 200] * 500)["result"]["isError"] is False
 
 
 @pytest.mark.parametrize(

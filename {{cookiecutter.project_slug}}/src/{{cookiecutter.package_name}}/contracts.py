@@ -5,6 +5,7 @@ validated against their own schema, stripped of characters that can deceive a re
 """
 
 import inspect
+import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import deepcopy
@@ -30,7 +31,8 @@ MAX_ITEMS = 1_000
 
 _SMALL = 16_384  # bytes of arguments in which every problem is found
 _MANY_NAMES = 5_000  # at most, where every unknown name is found
-_LONG_NAME = re.compile(rb'"(?:[^"\\]|\\.){200,}+":')  # pydantic copies it into each error below it
+_MANY_PARTS = 2_000  # lists and objects: pydantic takes fifty times their bytes for them, whether they fit or not
+_LONG_NAME = re.compile(rb'"[^"]{200,}+":')  # pydantic copies it into each error below it
 _OBJECTS = ("dict", "model", "typed-dict", "dataclass")
 _WRONG = "wrong"  # the type of an error that stands for others
 _ONE_ERROR = {"custom_error_type": _WRONG, "custom_error_message": _WRONG}
@@ -79,6 +81,8 @@ class Signature:
         self._core = core = _bound(deepcopy(model.__pydantic_core_schema__))
         self._validator = SchemaValidator(core, _use_prebuilt=False)  # prebuilt ones would not know the bounds
         self.schema = _close(_PlainJsonSchema(by_alias=True).generate(core))
+        definitions = self.schema.get("$defs", {})
+        self._depths = {name: _depth_of(part, definitions) for name, part in self.schema["properties"].items()}
         self._fields = {name for part in _objects(self.schema) for name in part["properties"]}
 
     def parse(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,6 +96,8 @@ class Signature:
             data = to_json(given)
         except (PydanticSerializationError, RecursionError):
             raise InvalidArguments(["arguments: must be valid Unicode, and nested less deeply"]) from None
+        if data.count(b"[") + data.count(b"{") > _MANY_PARTS and (deep := self._too_deep(given)) is not None:
+            raise self._invalid(unknown, [{"type": "too_deep", "loc": (deep,)}], 1)
         validator = self._validator_for(data)
         try:
             found = validator.validate_json(data, strict=True, extra="forbid")
@@ -122,11 +128,22 @@ class Signature:
         given = {name: arguments[name] for name in self.names if name in arguments}
         return given, [name for name in arguments if name not in self._known]
 
+    def _too_deep(self, given: Mapping[str, Any]) -> str | None:
+        """The first argument that has lists and objects in each other where its schema has none any more."""
+        for name, value in given.items():
+            inside, depth = [value], self._depths[name]
+            while inside and depth < math.inf:
+                inside, depth = [each for each in inside if type(each) in (list, dict)], depth - 1
+                if inside and depth < 0:
+                    return name
+                inside = [part for each in inside for part in (each.values() if type(each) is dict else each)]
+        return None
+
     def _validator_for(self, data: bytes) -> SchemaValidator:
         """What makes few errors of data that can hold very many: a million of them takes seconds, and a gigabyte."""
         if len(data) <= _SMALL:
             return self._validator
-        return self._curt if data.count(b'":') > _MANY_NAMES or _LONG_NAME.search(data) is not None else self._brief
+        return self._curt if data.count(b'":') > _MANY_NAMES or _has_long_name(data) else self._brief
 
     @cached_property
     def _brief(self) -> SchemaValidator:
@@ -222,6 +239,12 @@ class Results:
             raise InvalidResult(problems_of(error))
 
 
+def _has_long_name(data: bytes) -> bool:
+    if b"\\" in data:  # the quotes that are left begin or end a text
+        data = data.replace(b"\\\\", b"__").replace(b'\\"', b"__")
+    return _LONG_NAME.search(data) is not None
+
+
 def _fail_fast(core: Any, *, but: Any = None, kinds: Collection[str] = ()) -> Any:
     """Let a core schema stop at the first wrong item of a list, and make one error of all in a union.
 
@@ -289,6 +312,26 @@ class _PlainJsonSchema(GenerateJsonSchema):
 def _objects(schema: Schema) -> list[Schema]:
     """The objects with named properties in a schema."""
     return [part for part in (schema, *schema.get("$defs", {}).values()) if "properties" in part]
+
+
+def _depth_of(schema: Any, definitions: Mapping[str, Any], within: tuple[str, ...] = ()) -> float:
+    """How many lists and objects, each in another, fit a JSON schema; infinite: as many as one likes."""
+    if not isinstance(schema, dict):
+        return math.inf if schema else 0
+    if "$ref" in schema:
+        name = schema["$ref"].rpartition("/")[2]
+        return math.inf if name in within else _depth_of(definitions[name], definitions, (*within, name))
+    kinds, members = schema.get("type", []), [*schema.get("anyOf", ()), *schema.get("oneOf", ())]
+    if not members and not kinds:
+        return math.inf
+    deepest = [_depth_of(each, definitions, within) for each in members]
+    if "object" in kinds:
+        parts = [*schema.get("properties", {}).values(), schema.get("additionalProperties", True)]
+        deepest += [1 + _depth_of(each, definitions, within) for each in parts]
+    if "array" in kinds:
+        parts = [*schema.get("prefixItems", ()), schema.get("items", "prefixItems" not in schema)]
+        deepest += [1 + _depth_of(each, definitions, within) for each in parts]
+    return max(deepest, default=0)
 
 
 def _close(schema: Schema) -> Schema:

@@ -67,6 +67,7 @@ _TEXTS = {
     "url_parsing": "must be a URL",
     "url_scheme": "must be a URL that starts with {expected_schemes}",
     "url_too_long": "must be a URL of at most {max_length} characters",
+    "too_deep": "must not be nested deeper than its schema",
     "wrong": "does not fit its schema; of so much no more is told",
     "union_tag_invalid": "must have a tag of {expected_tags}",
     "union_tag_not_found": "must have the tag {discriminator}",

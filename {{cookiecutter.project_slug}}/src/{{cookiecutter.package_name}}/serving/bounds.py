@@ -4,6 +4,7 @@ The SDK's own models judge all of it, and make an error of each value in it that
 it: of a megabyte that takes a minute.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,12 +13,24 @@ from pydantic_core import to_json
 LARGEST_ENVELOPE = 16_384  # bytes of JSON
 MOST_VALUES = 1_000  # members and items, at any depth
 LONGEST_NAME = 256  # characters of a member's name
+MOST_PARTS = 100_000  # lists and objects of a message, at any depth: each is some hundred bytes of memory
 LONGEST_ID = 1_024  # characters: it is told again with each answer and each progress
 
 # What is bounded by the schemas of tools and prompts, and what is an answer to the server's own questions.
 _ARGUMENTS = {"tools/call": "arguments", "prompts/get": "arguments"}
 _ANSWERS = {"tools/call", "prompts/get", "resources/read"}
 _TOLD = ("_meta", "capabilities", "clientInfo", "notifications", "context", "argument", "ref", "uri", "name", "cursor")
+
+
+_TEXT = re.compile(rb'"[^"]*"')
+
+
+def has_many_parts(data: bytes) -> bool:
+    """Whether there are too many lists and objects in JSON, which is not read for that."""
+    if data.count(b"[") + data.count(b"{") <= MOST_PARTS:
+        return False
+    bare = _TEXT.sub(b"", data.replace(b"\\\\", b"").replace(b'\\"', b""))  # brackets in texts are none
+    return bare.count(b"[") + bare.count(b"{") > MOST_PARTS
 
 
 def excess(message: Mapping[str, Any], size: int) -> str | None:

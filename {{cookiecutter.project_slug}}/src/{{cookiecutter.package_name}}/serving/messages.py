@@ -14,11 +14,13 @@ from mcp_types import CLIENT_INFO_META_KEY, INVALID_REQUEST, PARSE_ERROR
 from pydantic_core import from_json
 
 from ..sdk import NOT_JSON
-from .bounds import excess, is_long
+from .bounds import MOST_PARTS, excess, has_many_parts, is_long
 
 Json = dict[str, Any]
 
 _MUCH = 16_384  # bytes
+_HEAD = ("jsonrpc", "id", "method", "result", "error")  # what makes a message
+_MANY = f"A message has at most {MOST_PARTS} lists and objects. Send less at a time."
 
 
 class Unreadable(Exception):
@@ -40,6 +42,9 @@ def parse(data: bytes) -> Json:
     try:
         with _uncollected(len(data)):
             message = from_json(data, allow_inf_nan=False)
+            if has_many := has_many_parts(data):  # they go before the collector looks at each
+                parts = message.items() if isinstance(message, dict) else ()
+                message = {name: part for name, part in parts if name in _HEAD} if parts else []
     except ValueError as error:
         raise Unreadable(PARSE_ERROR, _why_not_json(data, error)) from None
     if isinstance(message, list):
@@ -50,7 +55,7 @@ def parse(data: bytes) -> Json:
     has_id = isinstance(rpc_id, str | int) and not isinstance(rpc_id, bool)
     shown_id = rpc_id if has_id and not is_long(rpc_id) else None
     problems = [*_problems(message, has_id)]
-    if not problems and (problem := excess(message, len(data))) is not None:
+    if not problems and (problem := _MANY if has_many else excess(message, len(data))) is not None:
         raise Unreadable(INVALID_REQUEST, problem, shown_id)
     if problems := problems or [*_doubled(data, message)]:
         text = f"This is not a JSON-RPC message. {'; '.join(problems)}."
