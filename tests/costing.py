@@ -606,6 +606,9 @@ def sessions(size: int) -> dict[str, Packets]:
 # --- what is kept
 
 
+LARGE_ANSWERS = "large answers that nobody reads"
+
+
 def held(installed: Installed, folder: Path, *, is_brief: bool, only: Sequence[str] = ()) -> Iterator[Kept]:
     """What is held of each kind: some of it, and far more than there may be. `only`: kinds whose names hold one of these."""
     keys = write_keys(folder)
@@ -663,6 +666,7 @@ def held(installed: Installed, folder: Path, *, is_brief: bool, only: Sequence[s
         ),
         "lists with much in the envelope": (WIDE, one(pairs, MODERN, Authorization=None).parts[0]),
         "answers that nobody reads": (locked, one(asks("tools/list"), MODERN).parts[0] * 400),
+        LARGE_ANSWERS: (WIDE, one(call("wait", seconds=0, size=1_000_000), MODERN, Authorization=None).parts[0]),
         "streams": (WIDE, head("GET /mcp HTTP/1.1", "Accept: text/event-stream")),
         "connections": (WIDE, head("GET /livez HTTP/1.1")),
     }
@@ -691,7 +695,7 @@ def _held(server: Server, name: str, data: bytes, few: int, flood: int) -> Itera
                 connection.socket.setblocking(False)
                 opened += 1
                 sent += _push(connection.socket, data, port)
-            if number + 1 == few:
+            if number + 1 == few and name != LARGE_ANSWERS:  # which are a thousand times what was sent for them
                 _settle(port)
                 small = len(data) < 20_000
                 yield Kept(

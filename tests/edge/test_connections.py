@@ -303,6 +303,35 @@ def test_bodies_that_do_not_end_are_bounded(start: Start) -> None:
             assert other.ask(good).status == 200
 
 
+def test_answers_that_nobody_reads_are_bounded(start: Start) -> None:
+    """An answer is a thousand times its request. Who does not read is closed, whoever has waited longest first; others
+    get theirs, those too who read slowly."""
+    server, size = start("http", caller_share="1"), 900_000
+    large = asked(call(1, size=size))
+    with Connection(server.port) as other:
+        assert other.ask(large).status == 200
+    before = resident(server.process.pid)
+    with ExitStack() as stack:
+        slow = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), PATIENCE))
+        slow.sendall(large)
+        assert slow.recv(65536, socket.MSG_PEEK)
+        for number in range(60):
+            link = stack.enter_context(socket.socket())
+            link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            link.bind(("127.0.0.2", 0))
+            link.connect(("127.0.0.1", server.port))
+            link.sendall(large)
+            server.wait_for("request", number + 3, outcome="ok")
+        closed = server.wait_for("answer_not_read", 30)
+        assert {event["client"] for event in closed} == {"127.0.0.2"}
+        assert resident(server.process.pid) - before < 60 << 10
+        with Connection(server.port) as other:
+            assert other.ask(large).status == 200
+        answer = b""
+        while len(answer) < size:
+            answer += slow.recv(65536)
+
+
 # --- addresses and signals
 
 

@@ -1,9 +1,11 @@
 """Who is connected over HTTP: bounded in all and for each address, as a connection costs a descriptor before it says a word.
 
-Idle ones, and those that let this server wait for the rest of a request, give way to new ones.
+Idle ones, and those that let this server wait for the rest of a request, give way to new ones. What is kept for clients that
+do not read their answers is bounded in the same way.
 """
 
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from ipaddress import ip_address, ip_network
@@ -18,11 +20,16 @@ _MOST = 10_000
 _PART = 0.75  # of the descriptors; the others are for what tools, the log and connections to other services open
 _SHARE = 0.25  # of the connections, for one address
 _MANY = 0.9  # of the connections: below, places have run out no more
+_MOST_UNREAD = 64 << 20  # bytes of answers that wait for their clients to read, in all
 _KEPT = 8  # beyond all, for this machine: a health check gets in
 
 
 class Connection(Protocol):
-    """One of them. `waits`: it is its client's turn, since `waits_since` (in seconds of the loop's clock)."""
+    """One of them.
+
+    `waits`: it is its client's turn, since `waits_since` (in seconds of the loop's clock). `unread`: bytes of answers that
+    the client has not taken.
+    """
 
     waits_since: float
 
@@ -32,6 +39,9 @@ class Connection(Protocol):
     @property
     def waits(self) -> bool: ...
 
+    @property
+    def unread(self) -> int: ...
+
     def give_way(self) -> None:
         """Close."""
 
@@ -39,9 +49,10 @@ class Connection(Protocol):
 class Connections:
     """Those there are. `most`, `most_each`: how many there may be, and from one address."""
 
-    def __init__(self, proxies: Sequence[str], descriptors: int | None = None) -> None:
+    def __init__(self, proxies: Sequence[str], largest_answer: int = 0, descriptors: int | None = None) -> None:
         """
         Args:
+            largest_answer: bytes of it; as many may wait for one address.
             proxies: addresses and networks that connect for many callers, and have no bound of their own.
             descriptors: that this process may have; None: as the system says.
         """
@@ -50,6 +61,9 @@ class Connections:
         self.most_each = max(_KEPT // 2, int(self.most * _SHARE))
         networks = [ip_network(each) for each in proxies]
         self._is_proxy = lru_cache(maxsize=1024)(lambda address: any(ip_address(address) in each for each in networks))
+        self._most_unread_each = max(int(_MOST_UNREAD * _SHARE), largest_answer)
+        self._most_unread = int(self._most_unread_each / _SHARE)
+        self._unread: dict[Connection, str] = {}  # whose each is, the one that has not been read for the longest first
         self._by_caller: dict[str, set[Connection]] = {}
         self._count = 0
         self._told: set[str] = set()  # whose places have run out, "" for all
@@ -80,12 +94,34 @@ class Connections:
         if one not in own:
             return
         own.discard(one)
+        self._unread.pop(one, None)
         self._count -= 1
         if not own:
             del self._by_caller[caller]
             self._told.discard(caller)
         if self._count < self.most * _MANY:
             self._told.discard("")
+
+    def is_unread(self, one: Connection) -> None:
+        """More is kept for its client than the system takes: where that is too much, of its address or of all, who has not
+        read for the longest is closed."""
+        self._unread[one] = address_key(one.address)
+        while self._unread:
+            held: Counter[str] = Counter()
+            for each, caller in self._unread.items():
+                held[caller] += each.unread
+            caller, most = held.most_common(1)[0]
+            first = next(each for each, whose in self._unread.items() if whose == caller)
+            is_proxy = first.address is not None and self._is_proxy(first.address)
+            if held.total() <= self._most_unread and (most <= self._most_unread_each or is_proxy):
+                return
+            structlog.get_logger().warning("answer_not_read", client=first.address, unread_bytes=first.unread)
+            self.leave(first)
+            first.give_way()
+
+    def is_read(self, one: Connection) -> None:
+        """The system has taken what was kept."""
+        self._unread.pop(one, None)
 
     def _make_room(self, crowds: Iterable[set[Connection]]) -> bool:
         """Close the one that has waited longest, of the first crowd that has one."""

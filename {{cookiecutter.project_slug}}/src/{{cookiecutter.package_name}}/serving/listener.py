@@ -4,6 +4,9 @@ import socket
 
 from ..errors import StartError
 
+# Bytes (Linux takes twice that) which the system keeps for a client that does not read, and would keep 4 MB of.
+_UNREAD = 256 << 10
+
 
 def listen(host: str, port: int, settings: str) -> socket.socket:
     """A listening socket. `settings`: the names of those that host and port come from.
@@ -14,7 +17,9 @@ def listen(host: str, port: int, settings: str) -> socket.socket:
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         is_any = host == "::" and socket.has_dualstack_ipv6()  # then the other family too
-        return socket.create_server((host, port), family=family, backlog=2048, dualstack_ipv6=is_any)
+        found = socket.create_server((host, port), family=family, backlog=2048, dualstack_ipv6=is_any)
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _UNREAD)  # what it accepts has it too
+        return found
     except OSError as error:
         raise StartError([f"{settings}: cannot listen on {host}:{port} ({error.strerror})"]) from None
 

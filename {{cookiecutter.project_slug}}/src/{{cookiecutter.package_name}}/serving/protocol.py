@@ -23,11 +23,11 @@ from .refusals import refusal
 
 _STOPPING = Outcome("shutting_down", "The server is stopping. Send this again.", retryable=True, level="warning")
 _RECEIVE_SECONDS = 10  # for a whole request, and a second more for each _LEAST_RATE bytes of it
-_LEAST_RATE = 10_000
+_LEAST_RATE = 10_000  # bytes in a second
 _LARGEST_HEAD = 65_536  # bytes of request line, headers and trailers
 _MOST_HEADERS = 200  # each takes ten times its bytes
 _MOST_FRAMING = 9  # bytes for each byte of a body, which may come in chunks of one
-_STALL_SECONDS = 30  # a client that reads nothing of its answer for so long has gone
+_STALL_SECONDS = 30  # a client that takes less than _LEAST_RATE of its answer in each of so many has gone
 _MOST_PIPELINED = 16  # requests that are kept while one is answered; then nothing is read
 _PIECE = 1024  # bytes that are parsed at a time: no more requests than stand in one are kept beyond those
 _MOST_STRAY = 16  # bytes of empty lines between requests (RFC 9112, section 2.2)
@@ -238,10 +238,24 @@ class Protocol(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._stall = self._stall or self.loop.call_later(_STALL_SECONDS, self.transport.abort)
+        self._places.is_unread(self)
+        if self._stall is None:
+            self._watch_reader()
+
+    def _watch_reader(self) -> None:
+        self._seen_unread = self.unread
+        self._stall = self.loop.call_later(_STALL_SECONDS, self._look_at_reader)
+
+    def _look_at_reader(self) -> None:
+        """Give up a client that reads more slowly than it has to write."""
+        if self._seen_unread - self.unread < _LEAST_RATE * _STALL_SECONDS:
+            self.transport.abort()
+        else:
+            self._watch_reader()
 
     def resume_writing(self) -> None:
         super().resume_writing()
+        self._places.is_read(self)
         if self._stall is not None:
             self._stall.cancel()
             self._stall = None
@@ -295,8 +309,13 @@ class Protocol(HttpToolsProtocol):
         return self._is_stuck or any(cycle.scope["method"] == "POST" for cycle in open_ones)
 
     @property
+    def unread(self) -> int:
+        """Bytes of its answers that the system has not taken yet."""
+        return self.transport.get_write_buffer_size()
+
+    @property
     def _is_stuck(self) -> bool:
-        return self.transport.get_write_buffer_size() > 0
+        return self.unread > 0
 
     def abort_if_stuck(self) -> bool:
         """Give up a connection whose client does not read, as closing it would wait for that; returns whether it did."""
