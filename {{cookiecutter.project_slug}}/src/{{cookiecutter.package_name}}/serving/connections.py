@@ -66,17 +66,17 @@ class Connections:
         self._unread: dict[Connection, str] = {}  # whose each is, the one that has not been read for the longest first
         self._by_caller: dict[str, set[Connection]] = {}
         self._count = 0
-        self._told: set[str] = set()  # whose places have run out, "" for all
+        self._told: set[tuple[str, str]] = set()  # of whom what was logged, "" for all
 
     def take(self, new: Connection) -> bool:
         """Give it a place, or say that there is none."""
         caller, address = address_key(new.address), new.address
         own = self._by_caller.get(caller, set())
-        if len(own) >= self.most_each and not (address and self._is_proxy(address)):
-            self._tell(caller, client=address, most=self.most_each)
+        if len(own) >= self.most_each and not self._is_named(new):
+            self._tell("connections_full", caller, client=address, most=self.most_each)
             has_place = self._make_room([own])
         elif self._count >= self.most:
-            self._tell("", most=self.most)
+            self._tell("connections_full", "", most=self.most)
             has_place = self._make_room(sorted(self._by_caller.values(), key=len, reverse=True)) or (
                 is_loopback(address or "") and self._count < self.most + _KEPT
             )
@@ -98,9 +98,9 @@ class Connections:
         self._count -= 1
         if not own:
             del self._by_caller[caller]
-            self._told.discard(caller)
+            self._told -= {("connections_full", caller), ("answers_not_read", caller)}
         if self._count < self.most * _MANY:
-            self._told.discard("")
+            self._told.discard(("connections_full", ""))
 
     def is_unread(self, one: Connection) -> None:
         """More is kept for its client than the system takes: where that is too much, of its address or of all, who has not
@@ -110,18 +110,25 @@ class Connections:
             held: Counter[str] = Counter()
             for each, caller in self._unread.items():
                 held[caller] += each.unread
-            caller, most = held.most_common(1)[0]
-            first = next(each for each, whose in self._unread.items() if whose == caller)
-            is_proxy = first.address is not None and self._is_proxy(first.address)
-            if held.total() <= self._most_unread and (most <= self._most_unread_each or is_proxy):
+            caller, _ = held.most_common(1)[0]
+            is_much = held.total() > self._most_unread
+            for first, whose in self._unread.items():
+                is_over = held[whose] > self._most_unread_each and not self._is_named(first)
+                if is_over or (is_much and whose == caller):
+                    break
+            else:
                 return
-            structlog.get_logger().warning("answer_not_read", client=first.address, unread_bytes=first.unread)
+            self._tell("answers_not_read", whose, client=first.address, unread_bytes=held[whose])
             self.leave(first)
             first.give_way()
 
     def is_read(self, one: Connection) -> None:
         """The system has taken what was kept."""
         self._unread.pop(one, None)
+
+    def _is_named(self, one: Connection) -> bool:
+        """Whether it is a proxy's."""
+        return one.address is not None and self._is_proxy(one.address)
 
     def _make_room(self, crowds: Iterable[set[Connection]]) -> bool:
         """Close the one that has waited longest, of the first crowd that has one."""
@@ -133,11 +140,11 @@ class Connections:
                 return True
         return False
 
-    def _tell(self, whose: str, **fields: object) -> None:
-        """Log that places have run out, once until there are some again."""
-        if whose not in self._told:
-            self._told.add(whose)
-            structlog.get_logger().warning("connections_full", **fields)
+    def _tell(self, event: str, whose: str, **fields: object) -> None:
+        """Log that something has run out, once until there is some again."""
+        if (event, whose) not in self._told:
+            self._told.add((event, whose))
+            structlog.get_logger().warning(event, **fields)
 
 
 def _descriptors() -> int:
