@@ -188,13 +188,15 @@ def test_pipelined_requests_are_few(server: Server) -> None:
 def test_pipelined_requests_behind_a_call_are_not_kept(start: Start) -> None:
     """A few are; the others stay where they are, in the network, until it has its answer."""
     server = start("http")
-    with Connection(server.port) as other, socket.create_connection(("127.0.0.1", server.port), PATIENCE) as connection:
+    with Connection(server.port) as other, ExitStack() as stack:
         assert other.ask(PROBE).status == 200
         before = resident(server.process.pid)
-        connection.sendall(asked(call(1, seconds=60)) + PROBE * 20_000)
-        for _ in range(20):
-            assert other.ask(PROBE).status == 200
-        assert resident(server.process.pid) - before < 16 << 10
+        for _ in range(4):
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), PATIENCE))
+            connection.sendall(asked(call(1, seconds=60)) + PROBE * 20_000)
+            for _ in range(20):
+                assert other.ask(PROBE).status == 200
+        assert resident(server.process.pid) - before < 3 << 10  # those of one read would be three each
 
 
 def test_empty_lines_between_requests_are_few(server: Server) -> None:
