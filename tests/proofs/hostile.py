@@ -2,8 +2,8 @@
 
 One server with 1,024 descriptors. The hostile ones come from other addresses of this machine than the honest ones: some
 are idle, some send a byte a second, some pipeline, some send much or lie about how much, some guess keys, and some have a
-key of their own and want everything. No honest call may be refused for what they do, and the slowest hundredth of
-the honest calls may take three times as long as without them.
+key of their own and want everything, or ask for much and never read it. No honest call may be refused for what they do, and
+the slowest hundredth of the honest calls may take three times as long as without them.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from contextlib import ExitStack, suppress
 from hashlib import sha256
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from installed import install_edge
 from raw import LEGACY, MODERN, SERVE_HTTP, Connection, Forgetful, Json, headers_of, message, post, resident
@@ -206,6 +206,14 @@ async def greedy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, dra
         pass
 
 
+async def deaf(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, drawn: random.Random) -> None:
+    """A small request, a large answer, and nobody who reads it."""
+    cast("asyncio.Transport", writer.transport).pause_reading()
+    writer.write(call("wait", key(HONEST + 2), seconds=0, size=900_000))
+    await writer.drain()
+    await asyncio.sleep(40)
+
+
 HOSTILE: list[tuple[Act, int, str]] = [
     (idle, 550, "127.0.0.20"),
     (idle, 550, "127.0.0.21"),
@@ -215,6 +223,7 @@ HOSTILE: list[tuple[Act, int, str]] = [
     (huge, 8, "127.0.0.25"),
     (guessing, 8, "127.0.0.26"),
     (greedy, 40, "127.0.0.27"),
+    (deaf, 40, "127.0.0.28"),
 ]
 """What they do, how many of them at once, and from where."""
 
@@ -263,7 +272,7 @@ def prove(folder: Path, seconds: float, seed: int) -> int:
     """Run it; returns 1 if a promise is broken."""
     installed = install_edge(folder / "project")
     keys = folder / "keys.json"
-    write_keys(keys, HONEST + 2)
+    write_keys(keys, HONEST + 3)
     command = ["sh", "-c", f'ulimit -n {DESCRIPTORS} && exec "$@"', "sh", str(installed.command), *SERVE_HTTP]
     with Forgetful(command, SETTINGS | {"MCP_API_KEYS_FILE": str(keys)}, patience=120) as server:
         port, pid = server.port, server.process.pid
