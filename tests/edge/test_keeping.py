@@ -255,8 +255,9 @@ def cost_of(peer: Client, bodies: list[Json]) -> float:
 REFUSED: dict[str, Json] = {
     "unknown names": {**{f"k{number}": 1 for number in range(50_000)}, "limit": 1.5},
     "union members": {"rows": [[{}] * 900] * 100},
-    "objects of objects": {"by_name": {f"k{n}": {f"{m}": [] for m in range(100)} for n in range(900)}},
-    "a long name over many errors": {"by_name": {"k" * 400_000: {f"{number}": [] for number in range(40_000)}}},
+    "objects of objects": {"by_name": {f"k{n}": {f"{m}": 1.5 for m in range(100)} for n in range(900)}},
+    "lists in objects of objects": {"by_name": {f"k{n}": {f"{m}": [] for m in range(100)} for n in range(900)}},
+    "a long name over many errors": {"by_name": {"k" * 400_000: {f"{number}": 1.5 for number in range(40_000)}}},
     "whole floats": {"numbers": [3.0] * 150_000 + ["x"]},
 }
 

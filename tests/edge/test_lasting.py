@@ -290,6 +290,7 @@ def test_share_of_listen_streams(start: Start, keys: Keys) -> None:
     port = start("http", **FEW, **keys.settings).port
     with ExitStack() as stack:
         mine = [stack.enter_context(listen(port, key, OPEN)) for _ in range(3)]
+        assert stack.enter_context(listen(port, key, OPEN)).headers["content-type"] != EVENTS
         refused = error_of(ask(port, key, listening(OPEN)))
         assert (refused["code"], refused["retryable"], refused["retry_after_ms"]) == ("overloaded", True, 60_000)
         assert stack.enter_context(listen(port, other, OPEN)).status == 200

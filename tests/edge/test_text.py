@@ -331,6 +331,8 @@ def cost(text):
         began = time.process_time()
         for _ in range(10):
             hidden.hide(text, 10**9), clean(text), escaped(text)
+            if time.process_time() - began > 1:
+                return float("inf")  # a text of a hundred thousand characters
         least = min(least, time.process_time() - began)
     return least
 
