@@ -79,8 +79,11 @@ class Stream:
 
     def read(self) -> Json | None:
         """The next message; None at the end of the response."""
+        pings = 0  # one each 15 s
         for line in iter(self._file.readline, b"0\r\n"):
             assert line, "the connection has ended in the middle of the response"
+            pings += line.startswith(b": ping")
+            assert pings < 3, "nothing comes, and it does not end"
             if line.startswith(b"data: {"):
                 found: Json = json.loads(line.removeprefix(b"data: "))
                 return found
