@@ -189,7 +189,7 @@ def _disagreements(one: Asked, answer: Answer) -> list[str]:
     if said is not None and isinstance(arguments, dict):
         note = str(arguments.get("note", ""))
         digest = sha256(note.encode("utf-8", "surrogatepass")).hexdigest()
-        if said != {"result": f"{arguments.get('mark')} {len(note)} {digest}"}:
+        if said != {"result": f"{_shown(str(arguments.get('mark')))} {len(note)} {digest}"}:
             kinds.append("another body than was sent")
     if one.is_flawed and answer.status < 400:
         kinds.append("served what is to be refused")
@@ -247,6 +247,11 @@ def _with_host(data: bytes) -> bytes:
     head, blank, body = rest.partition(b"\n\r\n") if b"\n\r\n" in rest else rest.partition(b"\n\n")
     kept = [each for each in head.split(b"\n") if not each.lower().startswith(b"host:")]
     return line + b"\nHost: x\r\n" + b"\n".join(kept) + blank + body
+
+
+def _shown(text: str) -> str:
+    """As results are cleaned, where only bytes of ASCII were changed."""
+    return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]", "", text)
 
 
 def _params(rpc_id: str, note: str) -> Json:

@@ -135,6 +135,7 @@ def test_offer_behind_other_requests(server: Server) -> None:
     [
         (b"GET /livez HTTP/1.1\r\n\r\n", 400),
         (b"GET /livez HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n", 400),
+        (b"GET /livez HTTP/1.0\r\nHost: a\r\nHost: a\r\n\r\n", 400),
         (b"GET /livez HTTP/2.0\r\nHost: a\r\n\r\n", 505),
         (b"GET /livez HTTP/0.9\r\nHost: a\r\n\r\n", 505),
         (b"POST /mcp HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),

@@ -382,9 +382,7 @@ def play(
     tally.odd.update(odd)
     for kind in set(played.kinds):
         if not tally.kinds[kind]:
-            print(
-                f"{way}: {kind}: {played.signature}\n  {json.dumps([each.decode('latin-1') for each in pieces])[:600]}"
-            )
+            print(f"{way}: {kind}: {played.signature}\n  {json.dumps([each.decode('latin-1') for each in pieces])}")
         tally.kinds[kind] += 1
         corpus.keep(way, pieces, kind)
     corpus.keep(way, pieces, played.signature)

@@ -195,7 +195,7 @@ class Protocol(HttpToolsProtocol):
         for name, value in self.headers:
             if name in _FRAMING:
                 said.setdefault(name, []).append(value.strip(b" \t").lower())
-        if version == "1.1" and len(said.get(b"host", ())) != 1:
+        if (hosts := len(said.get(b"host", ()))) > 1 or (version == "1.1" and not hosts):
             raise _Faulty(400, "Send one Host header.")
         if (codings := said.get(b"transfer-encoding")) is not None:
             if version == "1.0":
