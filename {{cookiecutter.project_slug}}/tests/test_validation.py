@@ -27,7 +27,7 @@ SECRET = "hunter22-is-a-value"
         ({"count": 1, "words": SECRET}, "words: must be a list"),
         ({"count": 1, "words": [1]}, "words.0: must be a string"),
         ({"count": 1, "words": ["x"] * 1001}, "words: must have at most 1000 items"),
-        ({"count": 1, "words": [[[[]]]] * 900}, "words: must not be nested deeper than its schema"),
+        ({"count": 1, "words": [[[[[[[[[[]]]]]]]]]] * 900}, "words: must not be nested deeper than its schema"),
         ({"count": 1, "words": ["x" * 10_001]}, "words.0: must have at most 10000 characters"),
         ({"count": 1, "lines": [{"sku": "a", "quantity": 0}]}, "lines.0.quantity: must be at least 1"),
         ({"count": 1, "lines": [{"sku": "a", "quantity": 1, "colour": 1}]}, "lines.0.colour: is unknown; remove it"),

@@ -96,7 +96,7 @@ class Signature:
             data = to_json(given)
         except (PydanticSerializationError, RecursionError):
             raise InvalidArguments(["arguments: must be valid Unicode, and nested less deeply"]) from None
-        if data.count(b"[") + data.count(b"{") > _MANY_PARTS and (deep := self._too_deep(given)) is not None:
+        if len(data) > _SMALL and (deep := self._too_deep(given, data)) is not None:
             raise self._invalid(unknown, [{"type": "too_deep", "loc": (deep,)}], 1)
         validator = self._validator_for(data)
         try:
@@ -128,8 +128,11 @@ class Signature:
         given = {name: arguments[name] for name in self.names if name in arguments}
         return given, [name for name in arguments if name not in self._known]
 
-    def _too_deep(self, given: Mapping[str, Any]) -> str | None:
-        """The first argument that has lists and objects in each other where its schema has none any more."""
+    def _too_deep(self, given: Mapping[str, Any], data: bytes) -> str | None:
+        """The first argument that has lists and objects in each other where its schema has none any more, if there are many
+        of them. `data`: the same as JSON."""
+        if data.count(b"[") + data.count(b"{") <= _MANY_PARTS:
+            return None
         for name, value in given.items():
             inside, depth = [value], self._depths[name]
             while inside and depth < math.inf:

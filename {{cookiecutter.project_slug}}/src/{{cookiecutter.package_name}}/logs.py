@@ -126,7 +126,7 @@ class Redaction:
 
     def add(self, shown: Event, fields: Event) -> None:
         """Put fields into an event that is shown: most are short words and numbers."""
-        rest = _Rest()
+        rest = None
         for key, value in fields.items():
             name, is_secret = self._names(key) if len(key) <= _LONGEST_NAME else self._clean_name(key)
             if is_secret:
@@ -136,6 +136,7 @@ class Redaction:
             elif key == "rpc_id" and isinstance(value, str):
                 value = self.hide(value, _LONGEST_RPC_ID)
             elif value is not None and type(value) not in _PLAIN:
+                rest = rest or _Rest()
                 value = self.clean(value, rest)
             shown[name] = value
 
@@ -168,6 +169,8 @@ class Redaction:
 
         It is cut before it is looked at, but a little further on: no secret is cut in two, and its first half shown.
         """
+        if self._values is None and len(text) <= longest and text.isalnum() and "eyJ" not in text:
+            return text  # none of the patterns fits
         is_long, is_cut = len(text) > longest, len(text) > longest + self._ahead
         if is_cut:
             text = text[: longest + self._ahead]

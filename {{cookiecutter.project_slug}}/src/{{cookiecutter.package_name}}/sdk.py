@@ -203,15 +203,6 @@ def install(
             current_target.reset(aimed)
             current_principal.reset(token)
 
-    async def spend(ctx: ServerRequestContext[Any, Any], call_next: CallNext) -> Any:
-        # Last, when all else about the state is right: nobody can use up another's.
-        target, state = current_target.get(), (ctx.params or {}).get("requestState")
-        is_act = ctx.method == "tools/call" and target is not None and not target.idempotent
-        if state is not None and is_act and not await once(_opened.get()):
-            text = "This requestState has been used, and this tool acts once on each. Call it again without one."
-            raise InvalidRequest(text, INVALID_PARAMS, {"reason": "invalid_request_state"})
-        return await call_next(ctx)
-
     async def discover(ctx: ServerRequestContext[Any, Any], params: RequestParams) -> DiscoverResult:
         # The SDK names only the revisions without a handshake, and a client that speaks none of them would give up.
         capabilities = server.get_capabilities(protocol_version=ctx.protocol_version)
@@ -221,7 +212,7 @@ def install(
 
     server.add_request_handler("server/discover", RequestParams, discover)
     security = RequestStateSecurity(codec=_Codec(sealing_keys or [os.urandom(32)]), bind_principal=_bound)
-    server.middleware[:] = [ring, _Boundary(security, default_audience=server.name), spend]
+    server.middleware[:] = [ring, _Boundary(security, server.name, once)]
 
 
 class _Codec(AESGCMRequestStateCodec):
@@ -234,10 +225,16 @@ class _Codec(AESGCMRequestStateCodec):
 
 
 class _Boundary(RequestStateBoundary):
-    """Binds state to a digest of the arguments, as they are not kept until it is sealed."""
+    """Binds state to a digest of the arguments, as they are not kept until it is sealed; a tool that acts runs once on it."""
+
+    def __init__(self, security: RequestStateSecurity, audience: str, once: Callable[[str], Awaitable[bool]]) -> None:
+        super().__init__(security, default_audience=audience)
+        self._once = once
 
     async def __call__(self, ctx: ServerRequestContext[Any, Any], call_next: CallNext) -> HandlerResult:
         params, target = ctx.params, current_target.get()
+        if params is not None and target is not None and params.get("requestState") is not None:
+            call_next = self._spending(target, call_next)
         if params is None or target is None or not target.asks:
             return await super().__call__(ctx, call_next)
         text = compact_json(params.get("arguments"), sort_keys=True)
@@ -249,6 +246,18 @@ class _Boundary(RequestStateBoundary):
             return await call_next(replace(judged, params={**params, **unsealed}))
 
         return await super().__call__(replace(ctx, params=shown), restored)
+
+    def _spending(self, target: Target, call_next: CallNext) -> CallNext:
+        """What runs when all else about the state is right: nobody can use up another's."""
+
+        async def spend(ctx: ServerRequestContext[Any, Any]) -> HandlerResult:
+            is_act = ctx.method == "tools/call" and not target.idempotent
+            if is_act and not await self._once(_opened.get()):
+                text = "This requestState has been used, and this tool acts once on each. Call it again without one."
+                raise InvalidRequest(text, INVALID_PARAMS, {"reason": "invalid_request_state"})
+            return await call_next(ctx)
+
+        return spend
 
 
 def let_go_of_all(ctx: ServerRequestContext[Any, Any], params: RequestParams) -> None:

@@ -72,7 +72,9 @@ def clean(value: Any) -> Any:
 
 def is_clean(data: bytes) -> bool:
     """Whether `clean` would leave JSON text as it is; False if that takes a closer look."""
-    return data.isascii() and not any(each in data for each in (b"\\u", b"\\b", b"\\f", b"\x7f"))
+    if not data.isascii() or b"\x7f" in data:
+        return False
+    return b"\\" not in data or not (b"\\u" in data or b"\\b" in data or b"\\f" in data)
 
 
 def one_line(data: bytes) -> bytes:

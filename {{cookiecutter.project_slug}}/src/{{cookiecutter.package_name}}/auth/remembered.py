@@ -9,6 +9,7 @@ from hashlib import blake2b
 from .principal import Principal
 
 _SECONDS = 600.0
+_FRESH = 10.0  # in which it is not looked up again
 _MOST = 10_000
 _MOST_OF_ONE = 8  # a principal's: whoever can have many tokens made pushes out nobody else's
 
@@ -36,6 +37,8 @@ class Remembered:
     def add(self, credential: str, principal: Principal) -> None:
         """It was valid just now."""
         mark, now = self._mark(credential), self._clock()
+        if (known := self._valid.get(mark)) is not None and known[0] - now > _SECONDS - _FRESH:
+            return
         _, name = self._valid.pop(mark, (now, None))
         if name is None:
             name = principal.name

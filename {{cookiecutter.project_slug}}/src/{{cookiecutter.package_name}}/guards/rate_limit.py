@@ -38,7 +38,7 @@ class RateLimit:
 
     def _cost(self, call: Call) -> int:
         cost = call.target.cost if call.target is not None and call.method != "completion/complete" else 1
-        return min(cost + max(0, call.size - 1) // _CHEAP_BYTES, self._burst)
+        return cost if call.size <= _CHEAP_BYTES else min(cost + (call.size - 1) // _CHEAP_BYTES, self._burst)
 
     def _key(self, call: Call) -> str:
         """The principal; without one the address, over stdio this process."""

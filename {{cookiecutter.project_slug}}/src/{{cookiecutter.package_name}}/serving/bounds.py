@@ -27,7 +27,7 @@ _TEXT = re.compile(rb'"[^"]*"')
 
 def has_many_parts(data: bytes) -> bool:
     """Whether there are too many lists and objects in JSON, which is not read for that."""
-    if data.count(b"[") + data.count(b"{") <= MOST_PARTS:
+    if len(data) <= MOST_PARTS or data.count(b"[") + data.count(b"{") <= MOST_PARTS:
         return False
     bare = _TEXT.sub(b"", data.replace(b"\\\\", b"").replace(b'\\"', b""))  # brackets in texts are none
     return bare.count(b"[") + bare.count(b"{") > MOST_PARTS

@@ -59,8 +59,8 @@ def check_content(headers: Mapping[str, str]) -> None:
     if not _is_json(headers.get("content-type", "")):
         text = "Content-Type: must be application/json, and its charset, if it has one, utf-8."
         raise Refused(415, text, headers={b"accept": b"application/json"})
-    codings = headers.get("content-encoding", "").lower().split(",")
-    if not {each.strip(" \t") for each in codings} <= {"", "identity"}:
+    codings = headers.get("content-encoding")
+    if codings and not {each.strip(" \t") for each in codings.lower().split(",")} <= {"", "identity"}:
         text = "Content-Encoding: must be identity. Send the body as it is."
         raise Refused(415, text, headers={b"accept-encoding": b"identity"})
 

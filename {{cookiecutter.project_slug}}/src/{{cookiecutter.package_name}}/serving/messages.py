@@ -40,11 +40,7 @@ def parse(data: bytes) -> Json:
         Unreadable: it is none of them. Batches are none: no revision since 2025-06-18 has them.
     """
     try:
-        with _uncollected(len(data)):
-            message = from_json(data, allow_inf_nan=False)
-            if has_many := has_many_parts(data):  # they go before the collector looks at each
-                parts = message.items() if isinstance(message, dict) else ()
-                message = {name: part for name, part in parts if name in _HEAD} if parts else []
+        message, has_many = (_read if len(data) <= _MUCH else _read_much)(data)
     except ValueError as error:
         raise Unreadable(PARSE_ERROR, _why_not_json(data, error)) from None
     if isinstance(message, list):
@@ -63,10 +59,24 @@ def parse(data: bytes) -> Json:
     return message
 
 
+def _read(data: bytes) -> tuple[Any, bool]:
+    """JSON, and whether it has more parts than are read."""
+    return from_json(data, allow_inf_nan=False), False
+
+
+def _read_much(data: bytes) -> tuple[Any, bool]:
+    with _uncollected():
+        message = from_json(data, allow_inf_nan=False)
+        if has_many := has_many_parts(data):  # they go before the collector looks at each
+            parts = message.items() if isinstance(message, dict) else ()
+            message = {name: part for name, part in parts if name in _HEAD} if parts else []
+        return message, has_many
+
+
 @contextmanager
-def _uncollected(size: int) -> Iterator[None]:
+def _uncollected() -> Iterator[None]:
     """While much is read, the collector of garbage would look at each part of it again and again."""
-    if size <= _MUCH or not gc.isenabled():
+    if not gc.isenabled():
         yield
         return
     gc.disable()
@@ -127,7 +137,7 @@ def _doubled(data: bytes, message: Json) -> Iterator[str]:
         and b"\\u00" not in data  # a way to write letters
     ):
         return
-    with _uncollected(len(data)):
+    with _uncollected():
         members = json.loads(data, object_pairs_hook=tuple)
     for place, names, found in (
         ("", ("id", "method", "params"), members),

@@ -5,7 +5,7 @@ changed. Where its events do not suffice, the connection is refused and read no 
 """
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from http import HTTPStatus
 from ipaddress import IPv6Address, ip_address
@@ -31,7 +31,6 @@ _STALL_SECONDS = 30  # a client that takes less than _LEAST_RATE of its answer i
 _MOST_PIPELINED = 16  # requests that are kept while one is answered; then nothing is read
 _PIECE = 1024  # bytes that are parsed at a time: no more requests than stand in one are kept beyond those
 _MOST_STRAY = 16  # bytes of empty lines between requests (RFC 9112, section 2.2)
-_FRAMING = (b"host", b"transfer-encoding", b"content-length")
 _LONGEST_LENGTH = 20  # digits of a Content-Length, as other parsers have it
 _MOST_IGNORED = 1 << 20  # bytes that are read and dropped so that a refusal reaches a client that is still sending
 _LINGER_SECONDS = 5
@@ -86,7 +85,8 @@ class Protocol(HttpToolsProtocol):
 
     def _parse(self) -> None:
         """Parse what was received, as long as the requests in it are few."""
-        data, at = memoryview(self._unparsed), 0
+        data: bytes | memoryview = self._unparsed if len(self._unparsed) <= _PIECE else memoryview(self._unparsed)
+        at = 0
         try:
             while at < len(data) and len(self.pipeline) < _MOST_PIPELINED and not self._is_deaf:
                 piece = data[at : at + _PIECE]
@@ -105,8 +105,9 @@ class Protocol(HttpToolsProtocol):
         if self._is_deaf:
             self._ignore(len(data) - at)
             at = len(data)
-        self._unparsed = bytes(data[at:])
-        if self._unparsed:
+        self._unparsed = b""
+        if at < len(data):
+            self._unparsed = bytes(data[at:])
             self.flow.pause_reading()
 
     def _account(self, size: int) -> None:
@@ -191,19 +192,20 @@ class Protocol(HttpToolsProtocol):
 
     def _check_framing(self, version: str, target: Any) -> None:
         """Refuse what another reader may read differently; a target that names a host decides which it is (RFC 9112, 3.2)."""
-        said: dict[bytes, list[bytes]] = {}
+        hosts, codings = 0, []
         for name, value in self.headers:
-            if name in _FRAMING:
-                said.setdefault(name, []).append(value.strip(b" \t").lower())
-        if (hosts := len(said.get(b"host", ()))) > 1 or (version == "1.1" and not hosts):
+            if name == b"host":
+                hosts += 1
+            elif name == b"transfer-encoding":
+                codings.append(value.strip(b" \t").lower())
+            elif name == b"content-length" and len(value.strip(b" \t")) > _LONGEST_LENGTH:
+                raise _Faulty(400, f"A Content-Length has at most {_LONGEST_LENGTH} digits.")
+        if hosts > 1 or (version == "1.1" and not hosts):
             raise _Faulty(400, "Send one Host header.")
-        if (codings := said.get(b"transfer-encoding")) is not None:
-            if version == "1.0":
-                raise _Faulty(400, "HTTP/1.0 has no Transfer-Encoding.")
-            if codings != [b"chunked"]:
-                raise _Faulty(501, "The only Transfer-Encoding there is here is chunked.")
-        if any(len(length) > _LONGEST_LENGTH for length in said.get(b"content-length", ())):
-            raise _Faulty(400, f"A Content-Length has at most {_LONGEST_LENGTH} digits.")
+        if codings and version == "1.0":
+            raise _Faulty(400, "HTTP/1.0 has no Transfer-Encoding.")
+        if codings and codings != [b"chunked"]:
+            raise _Faulty(501, "The only Transfer-Encoding there is here is chunked.")
         if target.host is not None:
             port = b"" if target.port is None else b":%d" % target.port
             host = b"[%b]" % target.host if b":" in target.host else target.host
@@ -427,7 +429,7 @@ class _Cycle(RequestResponseCycle):
 
     _ends_with_connection = False
 
-    async def send(self, message: Any) -> None:
+    def send(self, message: Any) -> Awaitable[None]:  # type: ignore[override]
         """An ASGI send."""
         if message["type"] == "http.response.start" and self.more_body:
             self.keep_alive = False
@@ -438,7 +440,7 @@ class _Cycle(RequestResponseCycle):
                     self.chunked_encoding = False
             elif self._ends_with_connection:
                 self.expected_content_length = len(message.get("body", b""))
-        await super().send(message)
+        return super().send(message)
 
 
 class _Whole:
