@@ -233,9 +233,10 @@ def harm(which: int, port: int, seed: int, ready: Any, over: Any, reports: Any) 
     os.nice(5)  # on a machine of two cores they would take the honest ones' place before they come to the server
     act, number, address = HOSTILE[which]
     done: Counter[str] = Counter()
+    ended = asyncio.Event()  # before Python 3.12 `wait_for` may swallow a cancellation
 
     async def one(drawn: random.Random) -> None:
-        while True:
+        while not ended.is_set():
             try:
                 reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=(address, 0))
             except OSError as error:
@@ -257,6 +258,7 @@ def harm(which: int, port: int, seed: int, ready: Any, over: Any, reports: Any) 
         tasks = [asyncio.create_task(one(each)) for each in drawn]
         ready.release()
         await asyncio.to_thread(over.wait)
+        ended.set()
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
