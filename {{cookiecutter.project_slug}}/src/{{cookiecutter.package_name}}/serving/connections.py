@@ -49,10 +49,10 @@ class Connection(Protocol):
 class Connections:
     """Those there are. `most`, `most_each`: how many there may be, and from one address."""
 
-    def __init__(self, proxies: Sequence[str], largest_answer: int = 0, descriptors: int | None = None) -> None:
+    def __init__(self, proxies: Sequence[str], least_unread: int = 0, descriptors: int | None = None) -> None:
         """
         Args:
-            largest_answer: bytes of it; as many may wait for one address.
+            least_unread: bytes of answers that may wait for one address in any case.
             proxies: addresses and networks that connect for many callers, and have no bound of their own.
             descriptors: that this process may have; None: as the system says.
         """
@@ -61,7 +61,7 @@ class Connections:
         self.most_each = max(_KEPT // 2, int(self.most * _SHARE))
         networks = [ip_network(each) for each in proxies]
         self._is_proxy = lru_cache(maxsize=1024)(lambda address: any(ip_address(address) in each for each in networks))
-        self._most_unread_each = max(int(_MOST_UNREAD * _SHARE), largest_answer)
+        self._most_unread_each = max(int(_MOST_UNREAD * _SHARE), least_unread)
         self._most_unread = int(self._most_unread_each / _SHARE)
         self._unread: dict[Connection, str] = {}  # whose each is, the one that has not been read for the longest first
         self._by_caller: dict[str, set[Connection]] = {}

@@ -28,6 +28,7 @@ from .sessions import Sessions
 # Longer than load balancers keep idle connections (up to 600 s), or they send into closed ones.
 _KEEP_ALIVE_SECONDS = 620
 _ON_THE_WIRE = 3  # times its own size an answer has at most: a structured result stands in it twice, once with escapes
+_UNREAD_ANSWERS = 4  # of the largest, that may wait for one address
 _CUT_SECONDS = 2  # for the answers of calls that were cut
 _EXPECTED_SECONDS = 0.5  # for the requests of those who connected as the listener closed, or have begun to send
 _TICK_SECONDS = 0.02  # of waiting for what tells nobody when it is over
@@ -45,10 +46,11 @@ class Http:
         self._sessions = Sessions(app) if settings.http_sessions == "stateful" else None
         self.readiness = Readiness(app.dependencies)
         self._edge = Edge(app, self.readiness, self._sessions)
+        unread = _UNREAD_ANSWERS * _ON_THE_WIRE * settings.max_result_bytes
         self._server = _Server(
             uvicorn.Config(
                 Proxies(self._edge, settings.trusted_proxies) if settings.trusted_proxies else self._edge,
-                http=make_protocol(Connections(settings.trusted_proxies, _ON_THE_WIRE * settings.max_result_bytes)),
+                http=make_protocol(Connections(settings.trusted_proxies, unread)),
                 lifespan="off",
                 log_config=None,  # its default writes the access log to stdout
                 access_log=False,
