@@ -107,7 +107,7 @@ def test_deep_nesting_and_broken_unicode_are_refused(peer: Peer) -> None:
     assert peer.call("probe_reached")["result"]["isError"] is False
 
 
-def test_lists_and_objects_are_counted_before_they_are_made(peer: Peer) -> None:
+def test_lists_and_objects_of_a_message_are_bounded(peer: Peer) -> None:
     """Each is a hundred times its bytes in memory. Brackets in texts are none."""
     call = {"name": "probe_arguments", "arguments": {"count": 1, "words": [[]] * 100_001}}
     error = peer.request("tools/call", call)["error"]

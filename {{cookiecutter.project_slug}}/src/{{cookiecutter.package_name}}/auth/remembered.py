@@ -9,7 +9,7 @@ from hashlib import blake2b
 from .principal import Principal
 
 _SECONDS = 600.0
-_FRESH = 10.0  # in which it is not looked up again
+_FRESH = 10.0  # in which another use changes nothing
 _MOST = 10_000
 _MOST_OF_ONE = 8  # a principal's: whoever can have many tokens made pushes out nobody else's
 

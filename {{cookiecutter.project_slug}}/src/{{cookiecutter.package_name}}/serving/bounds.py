@@ -1,4 +1,5 @@
-"""What one message may say beside the arguments of a call: it is kept for as long as the call, or the stream, goes on.
+"""Of how many parts a message may be, and what it may say beside the arguments of a call: that is kept for as long as the
+call, or the stream, goes on.
 
 The SDK's own models judge all of it, and make an error of each value in it that they do not like, with the names above
 it: of a megabyte that takes a minute.
@@ -20,8 +21,6 @@ LONGEST_ID = 1_024  # characters: it is told again with each answer and each pro
 _ARGUMENTS = {"tools/call": "arguments", "prompts/get": "arguments"}
 _ANSWERS = {"tools/call", "prompts/get", "resources/read"}
 _TOLD = ("_meta", "capabilities", "clientInfo", "notifications", "context", "argument", "ref", "uri", "name", "cursor")
-
-
 _TEXT = re.compile(rb'"[^"]*"')
 
 
