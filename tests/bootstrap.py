@@ -1,15 +1,15 @@
 """What runs before anything is installed: finds uv or fetches it, and ports. Standard library only."""
 
-import contextlib
 import json
 import os
-import random
 import shutil
 import socket
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+
+_HOLDERS: list[socket.socket] = []  # of the ports that were given
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -51,14 +51,19 @@ def server_environment(settings: Mapping[str, str]) -> dict[str, str]:
 
 
 def free_port() -> int:
-    """Return a port of this machine that nobody uses.
+    """Return a port of this machine that nobody uses, and nobody else is given until this process ends.
 
-    Below 32768, where the ports begin that systems hand out: nobody gets it by chance until it is used, or used again.
+    It is held by a socket that does not listen: on Linux whoever sets SO_REUSEADDR, as servers do, may listen beside it.
     """
-    while True:
-        port = random.randrange(16384, 32768)
-        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            return port
+    holder = socket.socket()
+    holder.bind(("127.0.0.1", 0))
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    port: int = holder.getsockname()[1]
+    if sys.platform == "linux":
+        _HOLDERS.append(holder)
+    else:
+        holder.close()
+    return port
 
 
 def configuration(folder: Path) -> Path:
