@@ -9,8 +9,9 @@ import signal
 import socket
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -263,6 +264,48 @@ def test_one_address_takes_no_more_than_its_part(small: Server) -> None:
         with crowded(small, PLACES_EACH * 3, PROBE, answered=True, source="127.0.0.2"):
             assert descriptors(small) < DESCRIPTORS // 2
             assert other.ask(PROBE).status == 200
+
+
+def test_the_one_that_was_answered_first_gives_way(small: Server) -> None:
+    """However long it has been connected: the others of its address are answered on."""
+    with ExitStack() as stack:
+        crowd = [stack.enter_context(Connection(small.port, address="127.0.0.2")) for _ in range(PLACES_EACH)]
+        for each in [*crowd, crowd[0]]:
+            assert each.ask(PROBE).status == 200
+        with Connection(small.port, address="127.0.0.2") as late:
+            assert late.ask(PROBE).status == 200
+            crowd[1].send(b"")
+            assert crowd[1].receive("GET") is None
+            for each in (crowd[0], *crowd[2:]):
+                assert each.ask(PROBE).status == 200
+
+
+def test_who_comes_back_at_once_is_refused(small: Server) -> None:
+    """One that takes its own places again and again is given a few hundred more, and then few: it is not worth serving.
+
+    It loses none that it has, and another address is served as ever.
+    """
+    with ExitStack() as stack:
+        kept: deque[Connection] = deque()
+        refusals = [b""]
+        for came in range(20 * PLACES):
+            late = stack.enter_context(Connection(small.port, address="127.0.0.2"))
+            late.send(PROBE)
+            with suppress(ConnectionResetError):  # as it is closed before what it sends is read
+                if (answer := late.receive("GET")) is not None and answer.status == 200:
+                    kept.append(late)
+                    if len(kept) > PLACES_EACH + 5:
+                        kept.popleft().close()  # the server has closed it before
+                    continue
+                refusals.append(b"" if answer is None else answer.body)
+            assert came >= PLACES_EACH + 2 * PLACES
+            if b"Retry after 1 s." in refusals[-1]:
+                break
+        assert b"Retry after 1 s." in refusals[-1]
+        assert kept[-1].ask(PROBE).status == 200
+        with Connection(small.port, address="127.0.0.3") as other:
+            assert other.ask(asked(call(1))).status == 200
+    assert len(small.wait_for("connections_full")) == 1
 
 
 def test_calls_do_not_give_way(small: Server) -> None:

@@ -14,11 +14,13 @@ from typing import Protocol
 import structlog
 
 from ..guards.rate_limit import address_key
+from ..limits.gcra import Gcra
 from ..settings import is_loopback
 
 _MOST = 10_000
 _PART = 0.75  # of the descriptors; the others are for what tools, the log and connections to other services open
 _SHARE = 0.25  # of the connections, for one address
+_GIVEN = 30  # places a second that one address is given by closing its own: those who come back at once cost no more
 _MANY = 0.9  # of the connections: below, places have run out no more
 _MOST_UNREAD = 64 << 20  # bytes of answers that wait for their clients to read, in all
 _KEPT = 8  # beyond all, for this machine: a health check gets in
@@ -27,11 +29,8 @@ _KEPT = 8  # beyond all, for this machine: a health check gets in
 class Connection(Protocol):
     """One of them.
 
-    `waits`: it is its client's turn, since `waits_since` (in seconds of the loop's clock). `unread`: bytes of answers that
-    the client has not taken.
+    `waits`: it is its client's turn. `unread`: bytes of answers that the client has not taken.
     """
-
-    waits_since: float
 
     @property
     def address(self) -> str | None: ...
@@ -64,36 +63,47 @@ class Connections:
         self._most_unread_each = max(int(_MOST_UNREAD * _SHARE), least_unread)
         self._most_unread = int(self._most_unread_each / _SHARE)
         self._unread: dict[Connection, str] = {}  # whose each is, the one that has not been read for the longest first
-        self._by_caller: dict[str, set[Connection]] = {}
+        self._by_caller: dict[str, dict[Connection, None]] = {}  # the one that was answered first, or came, first
+        self._given = Gcra(60 * _GIVEN, 2 * self.most)
         self._count = 0
         self._told: set[tuple[str, str]] = set()  # of whom what was logged, "" for all
 
     def take(self, new: Connection) -> bool:
         """Give it a place, or say that there is none."""
         caller, address = address_key(new.address), new.address
-        own = self._by_caller.get(caller, set())
+        own = self._by_caller.get(caller, {})
         if len(own) >= self.most_each and not self._is_named(new):
             self._tell("connections_full", caller, client=address, most=self.most_each)
-            has_place = self._make_room([own])
+            has_place = self._given.take(caller) == 0 and self._make_room([own])
         elif self._count >= self.most:
             self._tell("connections_full", "", most=self.most)
-            has_place = self._make_room(sorted(self._by_caller.values(), key=len, reverse=True)) or (
-                is_loopback(address or "") and self._count < self.most + _KEPT
+            crowds = self._by_caller.values()
+            has_place = (
+                self._make_room([max(crowds, key=len)])
+                or self._make_room(sorted(crowds, key=len, reverse=True))
+                or (is_loopback(address or "") and self._count < self.most + _KEPT)
             )
         else:
             has_place = True
         if has_place:
-            self._by_caller.setdefault(caller, set()).add(new)
+            self._by_caller.setdefault(caller, {})[new] = None
             self._count += 1
         return has_place
+
+    def is_answered(self, one: Connection) -> None:
+        """It is its client's turn again."""
+        own = self._by_caller.get(address_key(one.address), {})
+        if one in own:
+            del own[one]
+            own[one] = None
 
     def leave(self, one: Connection) -> None:
         """It has ended, or is about to."""
         caller = address_key(one.address)
-        own = self._by_caller.get(caller, set())
+        own = self._by_caller.get(caller, {})
         if one not in own:
             return
-        own.discard(one)
+        del own[one]
         self._unread.pop(one, None)
         self._count -= 1
         if not own:
@@ -130,11 +140,10 @@ class Connections:
         """Whether it is a proxy's."""
         return one.address is not None and self._is_proxy(one.address)
 
-    def _make_room(self, crowds: Iterable[set[Connection]]) -> bool:
+    def _make_room(self, crowds: Iterable[dict[Connection, None]]) -> bool:
         """Close the one that has waited longest, of the first crowd that has one."""
         for crowd in crowds:
-            if waiting := [each for each in crowd if each.waits]:
-                first = min(waiting, key=lambda each: each.waits_since)
+            if (first := next((each for each in crowd if each.waits), None)) is not None:
                 self.leave(first)
                 first.give_way()
                 return True

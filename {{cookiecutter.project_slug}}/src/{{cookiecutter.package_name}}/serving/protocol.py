@@ -58,7 +58,7 @@ class Protocol(HttpToolsProtocol):
         self._running: RequestResponseCycle | None = None
         self._stall: asyncio.TimerHandle | None = None
         self._lingering: asyncio.TimerHandle | None = None
-        self._began = self.waits_since = self.loop.time()
+        self._began = self.loop.time()
         self._patience: asyncio.TimerHandle | None = self.loop.call_later(_RECEIVE_SECONDS, self._out_of_patience)
         if not self._places.take(self):
             self._is_deaf = True
@@ -230,7 +230,7 @@ class Protocol(HttpToolsProtocol):
         super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
-        self.waits_since = self.loop.time()
+        self._places.is_answered(self)
         super().on_response_complete()
         if self._unparsed and not self.transport.is_closing():
             self._parse()
