@@ -10,7 +10,20 @@ from typing import Any
 import pytest
 
 from installed import Installed
-from raw import HELLO, LEGACY, MODERN, SERVE_HTTP, Connection, Json, Server, headers_of, message, post, resident
+from raw import (
+    HELLO,
+    LEGACY,
+    MODERN,
+    SERVE_HTTP,
+    Connection,
+    Json,
+    Response,
+    Server,
+    headers_of,
+    message,
+    post,
+    resident,
+)
 
 pytestmark = [pytest.mark.install, pytest.mark.timeout(300)]
 
@@ -43,9 +56,10 @@ class Client:
             server.send({"jsonrpc": "2.0", "id": "hello", "method": "initialize", "params": HELLO})
             server.receive()
 
-    def begin(self, sent: Json, **headers: str) -> Connection:
-        """Send over HTTP without waiting for the answer."""
-        body = json.dumps(sent, separators=(",", ":")).encode()
+    def begin(self, sent: Json, body: Json | bytes | None = None, **headers: str) -> Connection:
+        """Send over HTTP without waiting for the answer. `body`: what is sent in place of the message."""
+        body = sent if body is None else body
+        body = body if isinstance(body, bytes) else json.dumps(body, separators=(",", ":")).encode()
         self.sent += len(body)
         connection = self._stack.enter_context(Connection(self._port, PATIENCE))
         connection.send(post(headers_of(sent, self.era) | self._session | headers, body))
@@ -328,6 +342,44 @@ def test_a_large_message_costs_more(client: Connect, transport: str, era: str, s
     if transport == "http":
         whose["X-Forwarded-For"] += "0"
         assert codes(1_000_000, 2) == ["invalid_arguments", "rate_limited"]
+
+
+@pytest.mark.parametrize(("era", "settings"), [(era, more) for way, era, more in SERVED if way == "http"])
+def test_very_many_values_have_a_limit_of_their_own(client: Connect, era: str, settings: dict[str, str]) -> None:
+    """Everybody waits while they are read: ten bursts of a call for 500 are read at once, and then as many as calls come
+    back. More are refused unread, whatever they would be; nothing else is."""
+    limit = {"rate_limit_burst": "6", "rate_limit_per_minute": "1", "trusted_proxies": "127.0.0.1"}
+    peer, whose = client("http", era, **settings, **limit), {"X-Forwarded-For": f"198.51.100.{era[3]}"}
+    many = asked(era, "tools/call", {"name": "take", "arguments": {"numbers": [1] * 15_500}})  # is 31 of 60
+    if settings:
+        whose["X-Forwarded-For"] += "0"
+
+    def call(sent: Json | bytes) -> Response:
+        connection = peer.begin(many if isinstance(sent, bytes) else sent, body=sent, **whose)
+        response = connection.receive()
+        assert response is not None
+        return response
+
+    assert call(many).messages[-1]["result"]["isError"] is False
+    for body in (many, b"[" + b"1," * 15_500, b'{"a":{}}' * 15_500):
+        refused = call(body)
+        assert (refused.status, refused.messages[0]["id"]) == (429, None)
+        assert refused.messages[0]["error"]["data"]["code"] == "rate_limited"
+        assert 60 < int(refused.headers["retry-after"]) <= 3600
+        assert "very many values" in refused.messages[0]["error"]["message"]
+    for numbers, said in ([1] * 9_000, False), ("x" * 60_000, True):
+        less = asked(era, "tools/call", {"name": "take", "arguments": {"numbers": numbers}})
+        assert call(less).messages[-1]["result"]["isError"] is said
+    whose["X-Forwarded-For"] = whose["X-Forwarded-For"].replace("198.51.100", "198.51.101")
+    assert call(many).messages[-1]["result"]["isError"] is False
+
+
+@pytest.mark.parametrize("era", [MODERN, LEGACY])
+def test_who_is_alone_may_send_very_many_values(client: Connect, era: str) -> None:
+    """On a pipe nobody else waits."""
+    peer = client("stdio", era, rate_limit_burst="6", rate_limit_per_minute="1")
+    many = asked(era, "tools/call", {"name": "take", "arguments": {"numbers": [1] * 15_000}})
+    assert not any(peer.ask(many)["result"]["isError"] for _ in range(4))
 
 
 # The share

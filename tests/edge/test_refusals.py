@@ -168,10 +168,13 @@ TWICE = [
 ]
 
 
+@pytest.mark.parametrize("size", [0, 2_000], ids=["small", "large"])
 @pytest.mark.parametrize("era", [MODERN, LEGACY])
-def test_member_that_stands_twice(ask: Any, era: str) -> None:
-    """Two readers could read it differently, and one of them may be a gateway: it is refused."""
+def test_member_that_stands_twice(ask: Any, era: str, size: int) -> None:
+    """Two readers could read it differently, and one of them may be a gateway: it is refused, in a large message too."""
+    rows = json.dumps([{"name": "id", "method": "params"}] * size).encode()
     for more, rpc_id, said in TWICE:
+        more = more.replace(b'"params": {', b'"params": {"arguments": {"rows": %b}, ' % rows) if size else more
         body = b'{"jsonrpc": "2.0", "id": 1, "method": "tools/call", %b}' % more
         assert_told(ask(era, body), REQUEST, rpc_id, said)
 

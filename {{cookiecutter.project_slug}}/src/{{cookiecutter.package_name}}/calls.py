@@ -1,6 +1,6 @@
 """One request on its way down to a tool, and the guards it passes."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
@@ -45,6 +45,9 @@ class Target(Protocol):
     @property
     def asks(self) -> bool:
         """Whether it may answer with a question, and be called again with the answer."""
+
+    def refuse_unknown(self, arguments: Mapping[str, Any]) -> None:
+        """Raise InvalidArguments if there are more of them than parameters."""
 
 
 current_target: ContextVar[Target | None] = ContextVar("current_target", default=None)

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import deepcopy
 from functools import cached_property
+from itertools import islice
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -91,13 +92,13 @@ class Signature:
         Raises:
             InvalidArguments: the problems, by field.
         """
-        given, unknown = self._split(arguments)
+        given, unknown, count = self._split(arguments)
         try:
             data = to_json(given)
         except (PydanticSerializationError, RecursionError):
             raise InvalidArguments(["arguments: must be valid Unicode, and nested less deeply"]) from None
         if len(data) > _SMALL and (deep := self._too_deep(given, data)) is not None:
-            raise self._invalid(unknown, [{"type": "too_deep", "loc": (deep,)}], 1)
+            raise self._invalid(unknown, [{"type": "too_deep", "loc": (deep,)}], 1 + count)
         validator = self._validator_for(data)
         try:
             found = validator.validate_json(data, strict=True, extra="forbid")
@@ -105,41 +106,45 @@ class Signature:
             errors = first_errors(error)
             # JSON has one kind of number: 3.0 fits "integer", and only pydantic tells them apart.
             if _WHOLE_FLOAT.search(data) is None or not any(each["type"] in ("int_type", _WRONG) for each in errors):
-                raise self._invalid(unknown, errors, error.error_count()) from None
+                raise self._invalid(unknown, errors, error.error_count() + count) from None
             try:
                 found = validator.validate_json(to_json(_whole(given)), strict=True, extra="forbid")
             except ValidationError as again:
-                raise self._invalid(unknown, first_errors(again), again.error_count()) from None
-        return self._named(found, unknown)
+                raise self._invalid(unknown, first_errors(again), again.error_count() + count) from None
+        return self._named(found, unknown, count)
 
     def parse_strings(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Validate arguments that the protocol carries as strings: a prompt's, or the variables of a URI."""
-        given, unknown = self._split(arguments)
+        given, unknown, count = self._split(arguments)
         try:
             found = self._validator.validate_strings(given, strict=True, extra="forbid")
         except ValidationError as error:
-            raise self._invalid(unknown, first_errors(error), error.error_count()) from None
-        return self._named(found, unknown)
+            raise self._invalid(unknown, first_errors(error), error.error_count() + count) from None
+        return self._named(found, unknown, count)
 
-    def _split(self, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-        """What is for the parameters, and the names that are of none: pydantic would make an error of each."""
+    def _split(self, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], list[str], int]:
+        """What is for the parameters, the first names that are of none, and how many of these there are: pydantic would
+        make an error of each."""
         if arguments.keys() <= self._known:
-            return dict(arguments), []
+            return dict(arguments), [], 0
         given = {name: arguments[name] for name in self.names if name in arguments}
-        return given, [name for name in arguments if name not in self._known]
+        unknown = (name for name in arguments if name not in self._known)
+        return given, list(islice(unknown, MOST_TOLD)), len(arguments) - len(given)
 
     def _too_deep(self, given: Mapping[str, Any], data: bytes) -> str | None:
         """The first argument that has lists and objects in each other where its schema has none any more, if there are many
         of them. `data`: the same as JSON."""
-        if data.count(b"[") + data.count(b"{") <= _MANY_PARTS:
+        left = data.count(b"[") + data.count(b"{") - 1  # that are not seen yet, if no text has any
+        if left < _MANY_PARTS:
             return None
         for name, value in given.items():
             inside, depth = [value], self._depths[name]
-            while inside and depth < math.inf:
+            while inside and left and depth < math.inf:
                 inside, depth = [each for each in inside if type(each) in (list, dict)], depth - 1
                 if inside and depth < 0:
                     return name
-                inside = [part for each in inside for part in (each.values() if type(each) is dict else each)]
+                if left := left - len(inside):
+                    inside = [part for each in inside for part in (each.values() if type(each) is dict else each)]
         return None
 
     def _validator_for(self, data: bytes) -> SchemaValidator:
@@ -160,16 +165,17 @@ class Signature:
         whole = core["schema"] if core["type"] == "definitions" else core
         return SchemaValidator(_fail_fast(core, but=whole, kinds=_OBJECTS), _use_prebuilt=False)
 
-    def _named(self, model: BaseModel, unknown: list[str]) -> dict[str, Any]:
+    def _named(self, model: BaseModel, unknown: list[str], count: int) -> dict[str, Any]:
         if unknown:
-            raise self._invalid(unknown)
+            raise self._invalid(unknown, [], count)
         return dict(zip(self.names, model.__dict__.values(), strict=True))
 
-    def _invalid(self, unknown: list[str], errors: Sequence[Any] = (), count: int = 0) -> InvalidArguments:
-        """`errors`: the first of `count` that pydantic has found in the arguments that are not `unknown`."""
-        extra = [{"type": "extra_forbidden", "loc": (name,)} for name in unknown[:MOST_TOLD]]
+    def _invalid(self, unknown: list[str], errors: Sequence[Any], count: int) -> InvalidArguments:
+        """`unknown`: the first names that are of no parameter; `errors`: the first that pydantic has found in the other
+        arguments; `count`: of all there are."""
+        extra = [{"type": "extra_forbidden", "loc": (name,)} for name in unknown]
         lines = lines_of([*errors, *extra], known=self.names, fields=self._fields)
-        return InvalidArguments(told(lines, count - len(errors) + len(unknown) - len(extra)))
+        return InvalidArguments(told(lines, count - len(errors) - len(extra)))
 
 
 class Results:

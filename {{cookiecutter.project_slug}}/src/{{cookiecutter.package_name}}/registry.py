@@ -79,6 +79,11 @@ class Served:
         if inspect.isgeneratorfunction(declaration.function) or inspect.isasyncgenfunction(declaration.function):
             raise TypeError("is a generator; return the whole value")
 
+    def refuse_unknown(self, arguments: Mapping[str, Any]) -> None:
+        """Raise InvalidArguments if there are more of them than parameters."""
+        if len(arguments) > len(self.signature.names):
+            self.signature.parse(arguments)
+
     def complete(self, name: str, typed: str) -> list[str]:
         """The values that an argument can take and that start with what is typed, where its type lists them."""
         schema = self.signature.schema

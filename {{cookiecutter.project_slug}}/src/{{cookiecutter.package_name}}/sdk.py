@@ -92,6 +92,7 @@ _REMEDIES = {
 """What the SDK says with fewer words than its reader needs."""
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _LET_GO_SECONDS = 1.0  # for each direction: one whose client does not read is stuck
+_LARGE = 65_536  # bytes of a message
 _LONGEST_TRACESTATE = 512  # characters that have to be passed on (W3C Trace Context, section 3.3.1.5)
 _BOOT = os.urandom(6).hex()
 _opened: ContextVar[str] = ContextVar("opened")
@@ -151,6 +152,10 @@ def install(
             return await call_next(ctx)
 
         async def serve(call: Call) -> Any:
+            if target is not None and ctx.method == "tools/call" and call.size > _LARGE:
+                arguments = (ctx.params or {}).get("arguments")
+                if isinstance(arguments, dict):
+                    target.refuse_unknown(arguments)  # the SDK's models would look at each, twice
             try:
                 return await call_next(ctx)
             except MCPError as error:

@@ -26,11 +26,13 @@ from ..limits.gcra import Gcra
 from ..sdk import new_request_id, parent_of
 from ..server import Application
 from ..text import in_words
+from .bounds import dearness
 from .exchange import Scope
 from .messages import Json
 from .proxies import BELIEVED
 from .refusals import Denied
 
+_AT_ONCE = 10  # times as much as calls at once, for messages of very many values
 METADATA = "/.well-known/oauth-protected-resource"
 
 
@@ -44,6 +46,9 @@ class Admission:
         self._is_open = settings.auth_allow_anonymous
         self._failures = Gcra(settings.auth_failures_per_minute, settings.auth_failures_per_minute)
         self._remembered = Remembered()
+        self._most_dear = _AT_ONCE * settings.rate_limit_burst
+        limit = settings.rate_limit_per_minute
+        self._dear = Gcra(limit, self._most_dear) if limit else None
         self._has_noted = False
         self._has_metadata = settings.auth_mode == "jwt"
         self._public_url = settings.public_url
@@ -60,6 +65,17 @@ class Admission:
             scope[SCOPE_KEY] = await self._holder(self._authenticator, presented, _Asked(scope, headers))
         elif not self._is_open:
             self._ask_for_credential(_Asked(scope, headers))
+
+    def afford(self, scope: Scope, headers: Mapping[str, str], body: bytes, caller: str | None) -> None:
+        """Raise Denied, before it is read, for a message of very many values from a caller who has sent enough of them.
+
+        Everybody waits while one is read, whatever becomes of it: this limit stands beside that of calls, in each process.
+        """
+        if self._dear is None or not (cost := dearness(body)):
+            return
+        if (wait := self._dear.take(caller or "", min(cost, self._most_dear))) > 0:
+            text = f"You send very many values at a time. Send fewer, or retry after {in_words(wait)}."
+            self._deny(RateLimited(text, retry_after=wait), _Asked(scope, headers), scope.get(SCOPE_KEY, ANONYMOUS))
 
     def authorize(self, scope: Scope, headers: Mapping[str, str], message: Json) -> None:
         """Raise Denied if what the message is for takes more than the caller may."""

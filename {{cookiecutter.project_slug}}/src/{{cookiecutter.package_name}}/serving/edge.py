@@ -125,6 +125,7 @@ class Edge:
         body = await self._bodies.read(headers, receive, caller)
         if body is None:
             return  # the client has gone
+        self._admission.afford(scope, headers, body, caller)
         body = body.removeprefix(codecs.BOM_UTF8)  # RFC 8259, section 8.1
         message = _parse(body)
         current_size.set(len(body))
