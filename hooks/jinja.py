@@ -11,7 +11,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,46 +24,52 @@ from hooks.pre_gen_project import MAX_LENGTH, package_taken, problems, slug_take
 
 ROOT = Path(__file__).resolve().parent.parent
 
-
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, list):
-        for item in value:
-            yield from _strings(item)
-
-
-_TEXTS = frozenset(
-    [
-        text
-        for value in json.loads((ROOT / "cookiecutter.json").read_text(encoding="utf-8")).values()
-        for text in _strings(value)
-    ]
-    + [hook.read_text(encoding="utf-8") for hook in ROOT.glob("hooks/*_gen_project.py")]
-)
+_DEFAULTS: dict[str, Any] = json.loads((ROOT / "cookiecutter.json").read_text(encoding="utf-8"))
+_ASKED = [key for key in _DEFAULTS if key != "__prompts__" and (key[0] != "_" or key[:2] == "__")]  # in this order
 _PROJECT = "{{cookiecutter.project_slug}}"
-_PATHS = (_PROJECT, *(path.relative_to(ROOT / _PROJECT).as_posix() for path in (ROOT / _PROJECT).rglob("*")))
+_LATER = (_PROJECT, *(hook.read_text(encoding="utf-8") for hook in ROOT.glob("hooks/*_gen_project.py")))
+_PATHS = sorted((path.relative_to(ROOT / _PROJECT).as_posix() for path in (ROOT / _PROJECT).rglob("*")), key=len)
 
 
 class AnswersAreText(Extension):
     """Keeps answers from being run as templates.
 
     cookiecutter 2.7.1 renders every answer that was not typed at a prompt (`--no-input`, `key=value`, the user's
-    configuration, the Python API) as if it were a default of the template's: `{{ 7 * 7 }}` became 49, a lone `{{` an
-    error, and a hostile answer ran code. Only what the template itself holds is a template here: the strings of
-    cookiecutter.json, the hooks, the paths, and the files (which alone have a name).
+    configuration, `.cruft.json`, the Python API) as if it were a default of the template's: `{{ 7 * 7 }}` became 49, a lone
+    `{{` an error, and a hostile answer ran code. What a text is follows from when it is rendered, not from what it says:
+
+    * before the last question is answered, it is that question's default, word for word, or an answer;
+    * after it, it is a hook, the project's folder, or, as files are made, one of their paths, behind the output folder;
+    * the files themselves alone have a name.
     """
+
+    def __init__(self, environment: Environment) -> None:
+        """Register the filter that says which question it is."""
+        super().__init__(environment)
+        environment.filters["asked"] = _asked
 
     def preprocess(self, source: str, name: str | None, filename: str | None = None) -> str:
         """Return the source as it is when it is the template's own, otherwise a template that yields it literally."""
-        if name is not None or "{" not in source or source in _TEXTS or self._is_path(source):
+        if name is not None or "{" not in source:
             return source
-        return "{{ " + json.dumps(source, ensure_ascii=False) + " }}"
+        if self.environment.loader is not None:
+            path = "/" + source.replace(os.sep, "/")
+            own = next((own for own in reversed(_PATHS) if path.endswith(f"/{own}")), "")
+            end = len(source) - len(own)
+            return _literal(source[:end]) + source[end:]
+        when = [None] if source in _LATER else [key for key in _ASKED if source == _DEFAULTS[key]]
+        if not when:
+            return _literal(source)
+        return f"{{% if cookiecutter | asked in {when} %}}{source}{{% else %}}{_literal(source)}{{% endif %}}"
 
-    @staticmethod
-    def _is_path(source: str) -> bool:
-        path = "/" + os.path.normpath(source).replace(os.sep, "/")
-        return any(path.endswith("/" + own) for own in _PATHS)
+
+def _asked(answers: Mapping[str, object]) -> str | None:
+    """The question whose answer is being rendered; None when all are answered."""
+    return next((key for key in _ASKED if key not in answers), None)
+
+
+def _literal(text: str) -> str:
+    return "{{ " + json.dumps(text, ensure_ascii=False) + " }}"
 
 
 class Filters(Extension):

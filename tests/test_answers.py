@@ -60,13 +60,27 @@ TEXTS = [
 ]
 
 
+OWN = [
+    "{{cookiecutter.project_slug}}",
+    "{{cookiecutter.project_slug}}/README.md",
+    "src",
+    "src/{{cookiecutter.package_name}}",
+    "src/{{cookiecutter.package_name}}/py.typed",
+    ".github/workflows/ci.yml",
+    "{{ cookiecutter.project_name | slug }}",
+    "{{ cookiecutter | checked }}",
+    "{{ 'LicenseRef-Proprietary' if cookiecutter.license == 'Proprietary' else cookiecutter.license }}",
+]
+"""What the template renders itself: in an answer it is text."""
+
+
 def assert_parses(project: Path) -> None:
     """Check that every file of a project is what its name says."""
     for path in files(project):
         parse(path)
 
 
-@pytest.mark.parametrize("text", [*TEXTS, *CODE])
+@pytest.mark.parametrize("text", [*TEXTS, *CODE, *OWN])
 def test_any_text_is_text(tmp_path: Path, text: str) -> None:
     """Whatever is typed as a name or a description arrives in the metadata letter by letter; nothing of it runs."""
     folder = tmp_path / "here"
@@ -80,6 +94,18 @@ def test_any_text_is_text(tmp_path: Path, text: str) -> None:
     assert metadata(folder / "spare-parts")["authors"] == [{"name": text, "email": "you@example.com"}]
     assert text in (folder / "spare-parts" / "LICENSE").read_text(encoding="utf-8")
     assert text in (folder / "spare-parts" / "README.md").read_text(encoding="utf-8")
+    assert list(tmp_path.rglob("ran")) == []
+
+
+@pytest.mark.parametrize("end", ["src", OWN[0], OWN[4], ".github/workflows/ci.yml", "hooks/jinja.py"])
+def test_text_that_ends_in_a_path_of_the_template_is_text(tmp_path: Path, end: str) -> None:
+    """As any other: it is when a text is rendered that tells a path from an answer. The folder may be called as it likes."""
+    text, folder = f"{CODE[0]}/{end}", tmp_path / "{{ 7 * 7 }}" / "src" / "here"
+    folder.mkdir(parents=True)
+    run = command(folder, f"description={text}", "project_slug=spare-parts")
+    assert (run.returncode, run.stderr) == (0, "")
+    assert metadata(folder / "spare-parts")["description"] == text
+    assert_parses(folder / "spare-parts")
     assert list(tmp_path.rglob("ran")) == []
 
 
@@ -286,6 +312,8 @@ def test_the_hook_offers_what_the_prompts_offer() -> None:
 PIECES = [
     *TEXTS,
     *CODE,
+    *OWN,
+    "/",
     '"',
     "'",
     "\\",
