@@ -1,5 +1,6 @@
 """API keys: how they are made and kept, how a change of their file is picked up, and the credential of stdio."""
 
+import asyncio
 import json
 import math
 import os
@@ -13,6 +14,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from {{ cookiecutter.package_name }}.auth.api_keys import ApiKeys, new_key
 from {{ cookiecutter.package_name }}.auth.credentials import Rejected
@@ -245,6 +247,80 @@ def test_expiry(file: Path) -> None:
 
 
 # Changes while the server runs
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="descriptors are not bounded there")
+async def test_a_removed_key_ends_once_the_file_can_be_read(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However short a time it could not be, for whatever reason, and however much the file looks as it did then."""
+    import resource
+
+    now = [time.monotonic()]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    removed, kept_one = new_key(file, "ada", SCOPES, None), new_key(file, "bob", SCOPES, None)
+    keys = ApiKeys(file)
+    remaining = [each for each in kept(file) if each["id"] != id_of(removed)]
+    file.write_text(json.dumps({"keys": remaining}), encoding="utf-8")
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limit[1]))  # it can be looked at, and not opened
+    try:
+        with capture_logs() as log:
+            for _ in range(3):
+                now[0] += 1
+                assert keys.check(removed).client == "ada"
+                with pytest.raises(StartError, match="cannot be read"):
+                    await keys.check_file()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+    assert [event["event"] for event in log] == ["api_keys_not_read"]
+    now[0] += 1
+    with pytest.raises(Rejected):
+        keys.check(removed)
+    assert keys.check(kept_one).client == "bob"
+    await keys.check_file()
+
+
+def test_a_file_that_is_as_it_was_is_no_failure(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was moved away, and back."""
+    now = [time.monotonic()]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    key = new_key(file, "ada", SCOPES, None)
+    keys, away = ApiKeys(file), file.with_name("away")
+    for name, other in ((file, away), (away, file)):
+        name.rename(other)
+        now[0] += 1
+        assert keys.check(key).client == "ada"
+        assert [] == [key for key in keys.live if key.name != "ada"]
+    asyncio.run(keys.check_file())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such files")
+def test_a_pipe_is_no_file_of_keys(tmp_path: Path) -> None:
+    """Nobody may ever write to it: the start does not wait."""
+    os.mkfifo(tmp_path / "pipe")
+    done = run_command("serve", settings={"MCP_API_KEYS_FILE": str(tmp_path / "pipe"), "MCP_AUTH_MODE": "api_key"})
+    assert done.returncode == 2
+    assert "MCP_API_KEYS_FILE: is no regular file" in done.stderr
+
+
+def test_a_file_that_cannot_be_read_degrades(start: Start, file: Path) -> None:
+    """Who looks at readiness is told, and told when it is over; the keys that were read last are taken on."""
+    key = new_key(file, "ada", SCOPES, None)
+    settings = {"MCP_AUTH_MODE": "api_key", "MCP_API_KEYS_FILE": str(file)}
+    peer = Peer(HTTP[0], start(*SERVE_HTTP, settings=settings))
+
+    def ready() -> tuple[int, str, str]:
+        answer = peer.http.get(peer.url.replace("/mcp", "/readyz"))
+        found = answer.json()
+        return answer.status_code, found["status"], found["checks"]["api_keys"]
+
+    well = (200, "ok", "ok")
+    assert ready() == well
+    away = file.rename(file.with_name("away"))
+    until(lambda: ready() == (200, "degraded", "failed"))
+    assert peer.post(peer.message("tools/list"), bearer(key)).status_code == 200
+    away.rename(file)
+    until(lambda: ready() == well)
+    peer.http.close()
 
 
 def test_rotation(start: Start, file: Path) -> None:

@@ -128,12 +128,12 @@ class _Credentials(NamedTuple):
 
 def _credentials(settings: Settings) -> _Credentials:
     """What is not used is not imported, as it would take its part of the start."""
-    if settings.api_keys_file is None:
-        keys = None
-    else:
+    keys, wanted = None, []
+    if settings.api_keys_file is not None:
         from .auth.api_keys import ApiKeys
 
         keys = ApiKeys(settings.api_keys_file)
+        wanted = [Depends(keys.open, check=ApiKeys.check_file, optional=True, label="api_keys")]
     user = Principal("local", frozenset(settings.local_scopes)) if settings.transport == "stdio" else ANONYMOUS
 
     def local() -> Principal:
@@ -145,9 +145,9 @@ def _credentials(settings: Settings) -> _Credentials:
         from .auth.jwt import JwtAuthenticator
 
         tokens = JwtAuthenticator(settings)
-        wanted = [Depends(tokens.open, check=JwtAuthenticator.check, label="jwt_keys")]
+        wanted = [*wanted, Depends(tokens.open, check=JwtAuthenticator.check, label="jwt_keys")]
         return _Credentials(tokens, local, tokens, wanted)
-    return _Credentials(keys if settings.auth_mode == "api_key" else None, local, keys, [])
+    return _Credentials(keys if settings.auth_mode == "api_key" else None, local, keys, wanted)
 
 
 def _answer(registry: Registry, dependencies: Dependencies, listeners: Listeners, settings: Settings) -> Server[Opened]:

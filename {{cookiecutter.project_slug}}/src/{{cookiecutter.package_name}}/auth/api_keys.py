@@ -8,18 +8,20 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from hmac import compare_digest
 from pathlib import Path
-from typing import IO, Annotated
+from stat import S_ISREG
+from typing import IO, Annotated, Self
 
 import structlog
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from ..errors import StartError
+from ..settings import Settings
 from ..validation import problems_of
 from .credentials import Rejected
 from .principal import SCOPE, Principal
@@ -53,15 +55,33 @@ class _File(BaseModel):
     keys: list[Key]
 
 
+_Version = tuple[int, ...]
+
+
 class ApiKeys:
-    """The valid keys of a file, which may change: it is looked at once a second at most, when a key is to be checked."""
+    """The valid keys of a file, which may change: it is looked at once a second at most, when a key is to be checked.
+
+    While it cannot be read, the keys that were read last stay valid, and it is tried again each second.
+    """
 
     def __init__(self, path: Path) -> None:
         """Raises StartError: the file cannot be read."""
         self._path = path
-        self._seen = _version(path)
-        self._keys = _by_id(_read(path))
+        keys, self._read = _read(path)
+        self._keys = _by_id(keys)
+        self._failed: tuple[_Version | None, list[str]] | None = None  # what the last try found
         self._look_at = time.monotonic() + _FRESH_SECONDS
+
+    @asynccontextmanager
+    async def open(self, _: Settings) -> AsyncIterator[Self]:
+        """There is nothing to open; for `Depends`."""
+        yield self
+
+    async def check_file(self) -> None:
+        """Raises StartError: the file cannot be read, so keys that were taken out of it may be valid still."""
+        self._look()
+        if self._failed is not None:
+            raise StartError(self._failed[1])
 
     @property
     def live(self) -> list[Key]:
@@ -97,15 +117,18 @@ class ApiKeys:
         if time.monotonic() < self._look_at:
             return
         self._look_at = time.monotonic() + _FRESH_SECONDS
-        if (seen := _version(self._path)) == self._seen:
+        if (seen := _version(self._path)) == self._read:
+            self._failed = None  # it is what it was
             return
-        self._seen = seen
         log = structlog.get_logger()
         try:
-            self._keys = _by_id(_read(self._path))
+            keys, self._read = _read(self._path)
         except StartError as error:
-            log.error("api_keys_not_read", problems=error.problems, kept=len(self._keys))
+            if self._failed != (seen, error.problems):
+                log.error("api_keys_not_read", problems=error.problems, kept=len(self._keys))
+            self._failed = (seen, error.problems)
         else:
+            self._keys, self._failed = _by_id(keys), None
             log.info("api_keys_read", keys=len(self._keys))
 
 
@@ -139,7 +162,7 @@ def new_key(path: Path, name: str, scopes: Iterable[str], expires_days: float | 
     added = Key(id=key_id, name=name, sha256=_hash(key), scopes=tuple(scopes), created=now, expires=expires)
     try:
         with _replacing(path) as file:
-            found = _read(path) if path.exists() else []
+            found = _read(path)[0] if path.exists() else []
             file.write(_File(keys=[*found, added]).model_dump_json(indent=2) + "\n")
     except FileExistsError:
         problem = f"{path.name}.new is there: another `keys new` is running, or one was interrupted; then remove it"
@@ -171,12 +194,16 @@ def _replacing(path: Path) -> Iterator[IO[str]]:
         raise
 
 
-def _read(path: Path) -> list[Key]:
+def _read(path: Path) -> tuple[list[Key], _Version]:
+    """The keys, and which version of the file they are of."""
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=_open) as file:
+            found = os.fstat(file.fileno())
+            if not S_ISREG(found.st_mode):
+                raise StartError(["MCP_API_KEYS_FILE: is no regular file; name one that `keys new` has made"])
             data = file.read(_LARGEST_FILE + 1)
-    except OSError as error:
-        problem = f"the file cannot be read ({error.strerror}); `keys new` makes it"
+    except (OSError, ValueError) as error:  # ValueError: a path with NUL
+        problem = f"the file cannot be read ({getattr(error, 'strerror', error)}); `keys new` makes it"
         raise StartError([f"MCP_API_KEYS_FILE: {problem}"]) from None
     if len(data) > _LARGEST_FILE:
         raise StartError([f"MCP_API_KEYS_FILE: the file is larger than {_LARGEST_FILE} bytes"])
@@ -187,7 +214,7 @@ def _read(path: Path) -> list[Key]:
         raise StartError(f"MCP_API_KEYS_FILE: {line}" for line in lines[:_MOST_PROBLEMS]) from None
     if len({key.id for key in keys}) < len(keys):
         raise StartError(["MCP_API_KEYS_FILE: keys: an id stands twice; remove one"])
-    return keys
+    return keys, _version_of(found)
 
 
 def _by_id(keys: Iterable[Key]) -> dict[str, tuple[Key, Principal]]:
@@ -204,12 +231,20 @@ def _unexpired(key: Key, principal: Principal) -> Principal:
     return principal
 
 
-def _version(path: Path) -> tuple[int, int, int] | None:
+def _open(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe that nobody writes to would be waited for
+
+
+def _version(path: Path) -> _Version | None:
     try:
-        found = path.stat()
-    except OSError:
+        return _version_of(path.stat())
+    except (OSError, ValueError):
         return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def _version_of(found: os.stat_result) -> _Version:
+    """What changes with a file; ctime too, as a file that becomes readable has the mtime that it had."""
+    return found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino, found.st_dev
 
 
 def _hash(key: str) -> str:
