@@ -73,7 +73,8 @@ async def test_discovery(path: str, place: str) -> None:
 
 async def test_address_of_the_keys(issuer: AuthorizationServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where it is set nothing is discovered; what is on this machine is asked without a proxy."""
-    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
     monkeypatch.delenv("NO_PROXY", raising=False)
     async with opened(issuer, jwks_url=f"{issuer.issuer}/jwks") as authenticator:
         assert await authenticator.authenticate(issuer.token(AUDIENCE))

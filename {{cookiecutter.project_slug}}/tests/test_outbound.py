@@ -2,19 +2,24 @@
 
 import os
 import re
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import anyio
 import httpx2
 import pytest
 
+from {{ cookiecutter.package_name }}.errors import UpstreamUnavailable
 from {{ cookiecutter.package_name }}.outbound.exchange import NoAnswer, Response
 from {{ cookiecutter.package_name }}.outbound.upstream import Limits
+from {{ cookiecutter.package_name }}.outbound.upstream import upstream as upstream_of
+from {{ cookiecutter.package_name }}.settings import load_settings
 
 from .conftest import Start, StartPeer
 from .faulty_upstream import Answer, FaultyUpstream
@@ -392,6 +397,36 @@ def test_what_is_measured(way: Way, start_peer: StartPeer, upstream: FaultyUpstr
     ):
         assert line in text.splitlines(), text
     assert upstream.base_url not in text
+
+
+@pytest.mark.parametrize("variable", ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "all_proxy"])
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_this_machine_is_reached_through_no_proxy(
+    monkeypatch: pytest.MonkeyPatch, variable: str, scheme: str
+) -> None:
+    """A proxy of the environment's would get what is sent, the credential included; it is for other machines."""
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with FaultyUpstream("127.0.0.2") as service, socket.create_server(("127.0.0.1", 0)) as proxy:
+        monkeypatch.setenv(variable, f"http://127.0.0.1:{proxy.getsockname()[1]}")
+        proxy.setblocking(False)
+        declared = upstream_of("rates", base_url="upstream_base_url", token="upstream_token", limits=Limits(attempts=1))
+
+        async def ask(url: str, seconds: float) -> None:
+            settings = load_settings({"upstream_base_url": url, "upstream_token": TOKEN})
+            async with declared.open(settings) as rates:
+                with anyio.move_on_after(seconds), suppress(UpstreamUnavailable):
+                    await rates.request("POST", "/orders")
+
+        port = service.base_url.rpartition(":")[2] if scheme == "http" else "1"
+        for host in ("127.0.0.2", "localhost", "[::1]"):
+            await ask(f"{scheme}://{host}:{port}", 20)
+        assert len(service.requests) == (scheme == "http")
+        with pytest.raises(BlockingIOError):
+            proxy.accept()
+        await ask(f"{scheme}://rates.test", 1)
+        with nullcontext() if variable.lower().startswith((f"{scheme}_", "all")) else pytest.raises(BlockingIOError):
+            proxy.accept()[0].close()
 
 
 def test_callers_credential_stays_here(start: Start, upstream: FaultyUpstream, tmp_path: Path) -> None:

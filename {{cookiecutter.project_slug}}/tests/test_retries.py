@@ -131,7 +131,7 @@ async def test_other_server_errors_are_not_retried() -> None:
     "error",
     [
         *(httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ReadError, httpx2.ReadTimeout, httpx2.WriteError),
-        *(httpx2.WriteTimeout, httpx2.RemoteProtocolError, httpx2.PoolTimeout),
+        *(httpx2.WriteTimeout, httpx2.RemoteProtocolError),
     ],
 )
 async def test_broken_connections_are_retried(error: type[httpx2.TransportError]) -> None:
@@ -162,12 +162,45 @@ async def test_write_that_was_not_sent_has_no_effect() -> None:
     assert "effect" not in error.message
 
 
-@pytest.mark.parametrize("key", ["k\n", "ключ", "k" * 256])
+@pytest.mark.parametrize("key", ["", " ", "a b", "k\n", "k\x7f", "ключ", "k" * 256])
 async def test_key_that_fits_no_header(key: str) -> None:
-    """It is an argument's value most times, and no crash."""
+    """It is an argument's value most times, and no crash; a service that reads none of it would do a write three times."""
     bench = Bench(status(200))
     assert (await bench.fail("POST", idempotency_key=key)).code == "invalid_arguments"
     assert bench.asked == []
+
+
+async def silent(request: httpx2.Request) -> httpx2.Response:
+    """A service that takes what it is sent, and never answers."""
+    await anyio.sleep_forever()
+    raise AssertionError
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_what_is_not_the_services_failure(method: str) -> None:
+    """A caller's time that is up, a caller that goes, a queue of ours: the breaker stays closed. It opens when the service
+    has not answered within its own time."""
+    bench = Bench(silent, Limits(attempts=1, breaker_least=2, attempt_seconds=60))  # type: ignore[arg-type]
+    for _ in range(3):
+        with anyio.fail_after(0.5):
+            assert "did not answer in time" in (await bench.fail(method)).message
+    for _ in range(3):
+        with anyio.CancelScope() as scope:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(bench.outbound.request, method, "/latest")
+                await anyio.wait_all_tasks_blocked()
+                scope.cancel()
+    await bench.outbound.check()
+    assert len(bench.asked) == 6
+    bench = Bench(raises(httpx2.PoolTimeout), Limits(attempts=1, breaker_least=2))
+    for _ in range(3):
+        assert "as many calls under way as it may have" in (await bench.fail(method)).message
+    await bench.outbound.check()
+    bench = Bench(silent, Limits(attempts=1, breaker_least=2, attempt_seconds=0.02))  # type: ignore[arg-type]
+    for _ in range(2):
+        await bench.fail(method)
+    with pytest.raises(ConnectionError):
+        await bench.outbound.check()
 
 
 async def test_jitter_spreads_the_waits() -> None:
@@ -362,8 +395,9 @@ async def test_shared_read_that_takes_too_long_is_an_outage() -> None:
         raise AssertionError
 
     client = httpx2.AsyncClient(transport=httpx2.MockTransport(handle), base_url="http://rates.test")
-    outbound = Outbound("rates", client, Limits(breaker_least=1), 64, "MCP_UPSTREAM_BASE_URL")
-    with anyio.fail_after(0.2), pytest.raises(UpstreamUnavailable, match="did not answer in time"):
+    limits = Limits(breaker_least=1, attempts=1, attempt_seconds=0.05)
+    outbound = Outbound("rates", client, limits, 64, "MCP_UPSTREAM_BASE_URL")
+    with anyio.fail_after(20), pytest.raises(UpstreamUnavailable, match="did not answer in time"):
         await outbound.get("/latest", share=True)
     with pytest.raises(ConnectionError):
         await outbound.check()

@@ -274,6 +274,15 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def unproxied(*urls: str | None) -> dict[str, None]:
+    """For httpx2: what of these, and what else, is this machine's own is reached through no proxy of the environment's.
+
+    By host, as a mount for a scheme, which is what an environment's proxy has, goes before one for all of them.
+    """
+    hosts = {"localhost", "127.0.0.1", "::1"} | {urlsplit(url).hostname or "" for url in urls if url is not None}
+    return {f"all://[{host}]" if ":" in host else f"all://{host}": None for host in hosts if is_loopback(host)}
+
+
 _ROOT = Path(__file__).parents[2]
 
 

@@ -21,7 +21,7 @@ from jwt import PyJWK
 from pydantic_core import from_json
 
 from ..errors import Unavailable
-from ..settings import is_safe_url
+from ..settings import is_safe_url, unproxied
 
 _FETCH_SECONDS = 5.0  # all of one fetch, discovery included
 _FRESH_SECONDS = 3600.0
@@ -77,10 +77,10 @@ class Jwks:
     async def open(self) -> AsyncIterator[None]:
         """Begin to fetch, and wait for nothing: a server starts while its issuer is down."""
         # Proxies and certificates of the environment count, as a server may reach its issuer in no other way; plain HTTP
-        # is for this machine, and goes through no proxy. Compressed answers would have no size before they are read.
-        async with httpx2.AsyncClient(
-            timeout=_FETCH_SECONDS, mounts={"http://": None}, headers={"Accept-Encoding": "identity"}
-        ) as self._client:
+        # is for this machine. Compressed answers would have no size before they are read.
+        mounts = {"http://": None, **unproxied(self._issuer, self._url)}
+        headers = {"Accept-Encoding": "identity"}
+        async with httpx2.AsyncClient(timeout=_FETCH_SECONDS, mounts=mounts, headers=headers) as self._client:
             self._begin()
             try:
                 yield

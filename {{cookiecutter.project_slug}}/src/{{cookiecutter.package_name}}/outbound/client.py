@@ -1,5 +1,6 @@
 """A service as tools call it: every call bounded, repeated where that may help, and spared where it may not."""
 
+import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from .retries import IDEMPOTENT_METHODS, SAFE_METHODS, Failed, Retry, retry_afte
 from .sharing import Shared
 
 _MOST_REDIRECTS = 5
-_LONGEST_KEY = 255  # characters
+_KEY = re.compile(r"[!-~]{1,255}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,7 +152,7 @@ class Outbound:
             path: under the base address, as it stands in the code of the tool.
             segments: appended to it, each percent-encoded: the place for arguments.
             json: the body.
-            idempotency_key: sent as `Idempotency-Key`, the same with each attempt.
+            idempotency_key: sent as `Idempotency-Key`, the same with each attempt; 1 to 255 visible ASCII characters.
             accept: statuses outside 200 to 299 that are an answer, and no error.
 
         Raises:
@@ -179,8 +180,8 @@ class Outbound:
             raise UpstreamUnavailable(text, retryable=False)
         sent = dict(headers or {})
         if key is not None:
-            if not (key.isascii() and key.isprintable() and len(key) <= _LONGEST_KEY):
-                raise InvalidArguments([f"idempotency_key: must be at most {_LONGEST_KEY} printable ASCII characters"])
+            if not _KEY.fullmatch(key):
+                raise InvalidArguments(["idempotency_key: must be 1 to 255 visible ASCII characters"])
             sent["Idempotency-Key"] = key
         request = self._client.build_request(method, _joined(path, segments), params=params, headers=sent, json=json)
         if _origin(request.url) != _origin(self._client.base_url):
@@ -267,7 +268,8 @@ class Outbound:
                 succeeded, result = True, "ok"
                 return response
             except NoAnswer as error:
-                succeeded = not error.is_outage
+                if error.reason != "timeout" or began + self._limits.attempt_seconds <= deadline:
+                    succeeded = not error.is_outage  # else it was the caller's time that was up
                 result = error.label
                 raise
             finally:

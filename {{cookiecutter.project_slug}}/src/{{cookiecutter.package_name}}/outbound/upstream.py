@@ -16,7 +16,7 @@ import httpx2
 from pydantic import SecretStr
 
 from .. import NAME
-from ..settings import PREFIX, Settings, is_loopback
+from ..settings import PREFIX, Settings, unproxied
 from ..tooling import DeclarationError, Depends
 from .client import Limits, Outbound
 
@@ -56,13 +56,12 @@ def upstream(
         if isinstance(secret, SecretStr):
             value = secret.get_secret_value()
             headers[token_header] = f"Bearer {value}" if token_header == "Authorization" else value
-        parsed = httpx2.URL(url)
         async with httpx2.AsyncClient(
-            base_url=parsed,
+            base_url=url,
             headers=headers,
             timeout=httpx2.Timeout(limits.attempt_seconds, connect=limits.connect_seconds),
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=20),  # the bulkhead bounds them
-            mounts={"all://": None} if is_loopback(parsed.host) else None,  # no proxy of the environment's
+            mounts=unproxied(url),
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),  # one caller's would be the next one's
         ) as client:
             yield Outbound(name, client, limits, settings.max_concurrent_calls, variable)
