@@ -28,7 +28,9 @@ _DEFAULTS: dict[str, Any] = json.loads((ROOT / "cookiecutter.json").read_text(en
 _ASKED = [key for key in _DEFAULTS if key != "__prompts__" and (key[0] != "_" or key[:2] == "__")]  # in this order
 _PROJECT = "{{cookiecutter.project_slug}}"
 _LATER = (_PROJECT, *(hook.read_text(encoding="utf-8") for hook in ROOT.glob("hooks/*_gen_project.py")))
-_PATHS = sorted((path.relative_to(ROOT / _PROJECT).as_posix() for path in (ROOT / _PROJECT).rglob("*")), key=len)
+_PATHS = sorted(
+    (path.relative_to(ROOT / _PROJECT).as_posix() for path in (ROOT / _PROJECT).rglob("*")), key=len, reverse=True
+)
 
 
 class AnswersAreText(Extension):
@@ -54,7 +56,7 @@ class AnswersAreText(Extension):
             return source
         if self.environment.loader is not None:
             path = "/" + source.replace(os.sep, "/")
-            own = next((own for own in reversed(_PATHS) if path.endswith(f"/{own}")), "")
+            own = next((own for own in _PATHS if path.endswith(f"/{own}")), "")
             end = len(source) - len(own)
             return _literal(source[:end]) + source[end:]
         when = [None] if source in _LATER else [key for key in _ASKED if source == _DEFAULTS[key]]

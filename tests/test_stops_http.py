@@ -532,8 +532,8 @@ def test_readiness_turns_off_at_once_and_for_good(installed: Installed) -> None:
 
 
 def test_blocking_calls_do_not_hold_up_others(installed: Installed) -> None:
-    """While 45 blocking calls of a second run, `/livez` and `server/discover` wait for none of them."""
-    for _ in range(2):  # another process may take both cores for as long, but hardly twice
+    """While 45 blocking calls run, `/livez` and `server/discover` answer as fast as before, give or take 100 ms."""
+    for _ in range(5):  # another process may take both cores for as long, but hardly each time
         with serving(installed) as server, ExitStack() as stack:
             client = Client(server, MODERN, "stateless", stack)
             alive = stack.enter_context(closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=5)))
@@ -545,7 +545,7 @@ def test_blocking_calls_do_not_hold_up_others(installed: Installed) -> None:
             during = slowest(client, connection, alive)
             done = calls_in(server)
             assert {client.end(each) for each in connections} == {"ok"}
-        if during < before + 0.5 and not done:
+        if during < before + 0.1 and not done:
             return
     raise AssertionError((before, during, len(done)))
 

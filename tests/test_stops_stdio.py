@@ -341,17 +341,17 @@ def test_server_does_not_outlive_its_client(installed: Installed, load: str) -> 
 
 
 def test_blocking_calls_do_not_hold_up_others(installed: Installed) -> None:
-    """While 45 blocking calls of a second run, `server/discover` is answered, and waits for none of them."""
+    """While 45 blocking calls run, `server/discover` is answered as fast as before, give or take 100 ms."""
     params = {"name": "block", "arguments": {"seconds": 1.0}}
     calls = [message(MODERN, rpc_id, "tools/call", params) for rpc_id in range(1, 46)]
-    for _ in range(2):  # another process may take both cores for as long, but hardly twice
+    for _ in range(5):  # another process may take both cores for as long, but hardly each time
         with Server([installed.command]) as server:
             before = slowest_discover(server)
             server.send(*calls)
             during = slowest_discover(server)
             done = [event for event in server.events() if event["event"] == "request" and event["tool"] == "block"]
             server.wait_for("begun", len(calls))
-        if during < before + 0.5 and not done:
+        if during < before + 0.1 and not done:
             return
     raise AssertionError((before, during, len(done)))
 

@@ -279,18 +279,23 @@ async def test_a_removed_key_ends_once_the_file_can_be_read(file: Path, monkeypa
     await keys.check_file()
 
 
-def test_a_file_that_is_as_it_was_is_no_failure(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It was moved away, and back."""
+def test_a_file_that_is_as_it_was_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its folder was moved away, and back: nothing of the file has changed."""
     now = [time.monotonic()]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    key = new_key(file, "ada", SCOPES, None)
-    keys, away = ApiKeys(file), file.with_name("away")
-    for name, other in ((file, away), (away, file)):
-        name.rename(other)
-        now[0] += 1
-        assert keys.check(key).client == "ada"
-        assert [] == [key for key in keys.live if key.name != "ada"]
+    folder, away = tmp_path / "folder", tmp_path / "away"
+    folder.mkdir()
+    key = new_key(folder / "keys.json", "ada", SCOPES, None)
+    keys = ApiKeys(folder / "keys.json")
+    folder.rename(away)
+    now[0] += 1
+    assert keys.check(key).client == "ada"
+    with pytest.raises(StartError, match="cannot be read"):
+        asyncio.run(keys.check_file())
+    away.rename(folder)
+    now[0] += 1
     asyncio.run(keys.check_file())
+    assert keys.check(key).client == "ada"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no such files")

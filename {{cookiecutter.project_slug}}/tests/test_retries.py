@@ -131,7 +131,7 @@ async def test_other_server_errors_are_not_retried() -> None:
     "error",
     [
         *(httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ReadError, httpx2.ReadTimeout, httpx2.WriteError),
-        *(httpx2.WriteTimeout, httpx2.RemoteProtocolError),
+        *(httpx2.WriteTimeout, httpx2.RemoteProtocolError, httpx2.PoolTimeout),
     ],
 )
 async def test_broken_connections_are_retried(error: type[httpx2.TransportError]) -> None:
@@ -178,7 +178,7 @@ async def silent(request: httpx2.Request) -> httpx2.Response:
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
 async def test_what_is_not_the_services_failure(method: str) -> None:
-    """A caller's time that is up, a caller that goes, a queue of ours: the breaker stays closed. It opens when the service
+    """A caller's time that is up, a caller that goes: the breaker stays closed. It opens when the service
     has not answered within its own time."""
     bench = Bench(silent, Limits(attempts=1, breaker_least=2, attempt_seconds=60))  # type: ignore[arg-type]
     for _ in range(3):
@@ -192,10 +192,6 @@ async def test_what_is_not_the_services_failure(method: str) -> None:
                 scope.cancel()
     await bench.outbound.check()
     assert len(bench.asked) == 6
-    bench = Bench(raises(httpx2.PoolTimeout), Limits(attempts=1, breaker_least=2))
-    for _ in range(3):
-        assert "as many calls under way as it may have" in (await bench.fail(method)).message
-    await bench.outbound.check()
     bench = Bench(silent, Limits(attempts=1, breaker_least=2, attempt_seconds=0.02))  # type: ignore[arg-type]
     for _ in range(2):
         await bench.fail(method)

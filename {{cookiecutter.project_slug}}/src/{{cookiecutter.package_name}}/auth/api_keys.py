@@ -67,7 +67,7 @@ class ApiKeys:
     def __init__(self, path: Path) -> None:
         """Raises StartError: the file cannot be read."""
         self._path = path
-        keys, self._read = _read(path)
+        keys, self._current = _read(path)
         self._keys = _by_id(keys)
         self._failed: tuple[_Version | None, list[str]] | None = None  # what the last try found
         self._look_at = time.monotonic() + _FRESH_SECONDS
@@ -117,12 +117,12 @@ class ApiKeys:
         if time.monotonic() < self._look_at:
             return
         self._look_at = time.monotonic() + _FRESH_SECONDS
-        if (seen := _version(self._path)) == self._read:
+        if (seen := _version(self._path)) == self._current:
             self._failed = None  # it is what it was
             return
         log = structlog.get_logger()
         try:
-            keys, self._read = _read(self._path)
+            keys, self._current = _read(self._path)
         except StartError as error:
             if self._failed != (seen, error.problems):
                 log.error("api_keys_not_read", problems=error.problems, kept=len(self._keys))

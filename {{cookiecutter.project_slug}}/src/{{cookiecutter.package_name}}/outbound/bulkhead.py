@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager, contextmanager
 
 import anyio
 
-from .exchange import FULL, NoAnswer
+from .exchange import NoAnswer
 
 _RETRY_SECONDS = 1.0  # after which a caller who found it full is to try again
 
@@ -59,4 +59,4 @@ class Bulkhead:
             self._places.release()
 
     def _full(self) -> NoAnswer:
-        return NoAnswer("full", FULL, was_sent=False, wait=_RETRY_SECONDS)
+        return NoAnswer("full", "has as many calls under way as it may have", was_sent=False, wait=_RETRY_SECONDS)

@@ -16,7 +16,6 @@ Reason = Literal[
     "no_connection", "timeout", "broken_off", "status", "too_large", "unreadable", "redirected", "full", "open"
 ]
 """Why there is no answer to use."""
-FULL = "has as many calls under way as it may have"
 RETRIED_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
@@ -131,9 +130,7 @@ async def exchange(
             finally:
                 await response.aclose()
             return Response(upstream, response.status_code, response.headers, bytes(body), response.next_request)
-    except httpx2.PoolTimeout:
-        raise NoAnswer("full", FULL, was_sent=False) from None
-    except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ProxyError):
+    except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.ProxyError):
         raise NoAnswer("no_connection", "cannot be reached", was_sent=False) from None
     except httpx2.TimeoutException:
         pass

@@ -79,7 +79,7 @@ class Connections:
             self._tell("connections_full", "", most=self.most)
             crowds = self._by_caller.values()
             has_place = (
-                self._make_room([max(crowds, key=len)])
+                self._make_room([max(crowds, key=len)])  # nearly always: to sort thousands costs more than this all
                 or self._make_room(sorted(crowds, key=len, reverse=True))
                 or (is_loopback(address or "") and self._count < self.most + _KEPT)
             )
